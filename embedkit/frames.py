@@ -1,0 +1,320 @@
+"""Any dataframe becomes Arrow columns, and every column gets a role."""
+
+import datetime
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedkit.errors import InputError, did_you_mean
+
+# What pa.array raises on cells that no single Arrow type holds.
+_CONVERSION_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each column is for.
+
+    Attributes
+    ----------
+    categorical : tuple of str
+        Columns whose values get a vector, in the order of the table.
+    numeric : tuple of str
+        Columns that enter as numbers, in the order of the table.
+    """
+
+    categorical: tuple[str, ...]
+    numeric: tuple[str, ...]
+
+
+def is_array(X: Any) -> bool:
+    """Whether ``X`` is an array or a list of rows, whose columns have no names."""
+    return isinstance(X, (list, tuple)) or (hasattr(X, "__array__") and not hasattr(X, "columns"))
+
+
+def to_table(
+    X: Any, *, feature_names: Sequence[str] | None = None, as_strings: Iterable[str] = ()
+) -> pa.Table:
+    """Turn any tabular data into an Arrow table.
+
+    None, NaN, NaT and ``pandas.NA`` all become null. A column of Python objects takes the Arrow type that
+    holds all its cells; where no type does (mixed types), every cell becomes ``str(cell)`` and missing cells
+    stay missing. A pandas or polars category stays dictionary-encoded, the fast path of lookups.
+
+    Parameters
+    ----------
+    X : pandas, polars or Arrow table, any eager frame that narwhals knows, or array of shape (n_rows, n_columns)
+        The data. Columns of an array, or of a list of rows, are named by `feature_names`.
+    feature_names : sequence of str, optional
+        Names of the columns of an array; ``x0, x1, ...`` by default. Frames have names of their own.
+    as_strings : iterable of str
+        Columns of Python objects to turn into strings cell by cell even if one type would hold all of them:
+        a mixed column must not change its meaning when one batch of it happens to hold integers only.
+
+    Returns
+    -------
+    pa.Table of n_rows rows
+
+    Raises
+    ------
+    InputError
+        If ``X`` is not two-dimensional, has no columns, or has column names that repeat or are not strings.
+    """
+    as_strings = frozenset(as_strings)
+    if hasattr(X, "tocsr"):
+        raise InputError("sparse input is not supported: pass a dense array, X.toarray()")
+    if isinstance(X, pa.RecordBatch):
+        X = pa.Table.from_batches([X])
+    if isinstance(X, pa.Table):
+        names, columns = X.column_names, X.columns
+    elif is_array(X):
+        names, columns = _array_columns(X, feature_names, as_strings)
+    elif _is_pandas(X):
+        names = list(X.columns)
+        _check_names(names)
+        columns = [_pandas_column(X[name], name, name in as_strings) for name in names]
+    else:
+        names, columns = _narwhals_columns(X, as_strings)
+    _check_names(names)
+    if not names:
+        raise InputError(f"0 feature(s) (shape=({len(X)}, 0)) while a minimum of 1 is required.")
+    return pa.table([_text(column, name) for name, column in zip(names, columns, strict=True)], names=names)
+
+
+def type_family(dtype: pa.DataType) -> str:
+    """Group an Arrow type: ``"string"``, ``"bool"``, ``"number"``, ``"time"``, ``"null"`` or ``"other"``.
+
+    A dictionary type belongs to the family of its values.
+    """
+    types = pa.types
+    if types.is_dictionary(dtype):
+        return type_family(dtype.value_type)
+    if types.is_string(dtype) or types.is_large_string(dtype) or types.is_string_view(dtype):
+        return "string"
+    if types.is_boolean(dtype):
+        return "bool"
+    if types.is_integer(dtype) or types.is_floating(dtype) or types.is_decimal(dtype):
+        return "number"
+    if types.is_date(dtype) or types.is_timestamp(dtype) or types.is_time(dtype) or types.is_duration(dtype):
+        return "time"
+    return "null" if types.is_null(dtype) else "other"
+
+
+def column_roles(
+    table: pa.Table, categorical_features: str | Sequence[str] = "from_dtype", exclude: Iterable[str] = ()
+) -> Roles:
+    """Decide which columns are categories and which are numbers.
+
+    Parameters
+    ----------
+    table : pa.Table
+        The data, from `to_table`.
+    categorical_features : "from_dtype" or sequence of str
+        Columns to take as categorical beside those that can be nothing else. From their type, strings,
+        dictionaries (pandas or polars category) and booleans are categorical; integers, floats and decimals
+        are numeric. Integer ids and dates have to be named here.
+    exclude : iterable of str
+        Columns to leave out: the target, for one.
+
+    Returns
+    -------
+    Roles
+
+    Raises
+    ------
+    InputError
+        If a named column does not exist, a date is neither named nor excluded, or a column is nested.
+    """
+    if isinstance(categorical_features, str):
+        if categorical_features != "from_dtype":
+            raise InputError(
+                f"categorical_features must be 'from_dtype' or a list of names, got {categorical_features=}"
+            )
+        categorical_features = ()
+    missing = [name for name in categorical_features if name not in table.column_names]
+    if missing:
+        hint = did_you_mean(map(str, missing), table.column_names)
+        raise InputError(f"categorical_features names {missing}, which the data does not have{hint}")
+    exclude = frozenset(exclude)
+    categorical, numeric = [], []
+    for field in table.schema:
+        if field.name in exclude:
+            continue
+        family = type_family(field.type)
+        if family == "other":
+            raise InputError(
+                f"column {field.name!r} holds {field.type}: a category argument must be a string or a number, "
+                "so turn its cells into strings or drop it"
+            )
+        if family == "number" and not pa.types.is_dictionary(field.type):
+            (categorical if field.name in categorical_features else numeric).append(field.name)
+        elif family != "time" or pa.types.is_dictionary(field.type) or field.name in categorical_features:
+            categorical.append(field.name)
+        else:
+            raise InputError(
+                f"column {field.name!r} is {field.type}, neither category nor number: "
+                "name it in categorical_features or drop it"
+            )
+    return Roles(tuple(categorical), tuple(numeric))
+
+
+def numeric_block(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+    """Collect numeric columns into one array.
+
+    Parameters
+    ----------
+    table : pa.Table
+        The data, from `to_table`.
+    names : sequence of str, k names
+        Columns of integers, floats, decimals or booleans; a column of nulls only is accepted.
+
+    Returns
+    -------
+    float64 array of shape (n_rows, k)
+        NaN where a value is missing.
+
+    Raises
+    ------
+    InputError
+        If a column holds no numbers, or infinite ones.
+    """
+    block = np.empty((table.num_rows, len(names)), dtype=np.float64, order="F")
+    for position, name in enumerate(names):
+        column = table.column(name)
+        if type_family(column.type) not in ("number", "bool", "null"):
+            raise InputError(f"column {name!r} must hold numbers, found {column.type}: cast it to float64")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        block[:, position] = column.cast(pa.float64(), safe=False).to_numpy()
+        infinite = np.flatnonzero(np.isinf(block[:, position]))
+        if len(infinite):
+            raise InputError(
+                f"column {name!r} holds {len(infinite)} infinite value(s), the first in row {infinite[0]}: "
+                "replace them by NaN or a finite number"
+            )
+    return block
+
+
+def _check_names(names: Sequence[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(
+                f"column names must be strings, found {name!r} ({type(name).__name__}): "
+                "rename with X.columns = X.columns.astype(str)"
+            )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"column names must be unique, found more than once: {repeated}; rename or drop them"
+        )
+
+
+def _is_pandas(X: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(X, pandas.DataFrame)
+
+
+def _array_columns(
+    X: Any, feature_names: Sequence[str] | None, as_strings: frozenset[str]
+) -> tuple[list[str], list[pa.Array]]:
+    values = np.array(X, dtype=object) if isinstance(X, (list, tuple)) else np.asarray(X)
+    if values.ndim != 2:
+        raise InputError(
+            f"Expected 2D array, got {values.ndim}D array instead: "
+            "Reshape your data with X.reshape(-1, 1) for one column or X.reshape(1, -1) for one row"
+        )
+    if values.dtype.kind == "c":
+        raise InputError("Complex data not supported: pass real numbers or strings")
+    names = [f"x{i}" for i in range(values.shape[1])] if feature_names is None else list(feature_names)
+    if len(names) != values.shape[1]:
+        raise InputError(f"X has {values.shape[1]} features, but {len(names)} features are expected: {names}")
+    if values.dtype == object:
+        return names, [_python_column(values[:, i], name, name in as_strings) for i, name in enumerate(names)]
+    return names, [pa.array(values[:, i], from_pandas=True) for i in range(len(names))]
+
+
+def _pandas_column(series: Any, name: str, as_strings: bool) -> pa.Array | pa.ChunkedArray:
+    if hasattr(series, "cat"):
+        codes, categories = series.cat.codes.to_numpy(), series.cat.categories
+        values = _pandas_column(categories.to_series(), name, as_strings)
+        return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), _one_chunk(values))
+    # Periods and intervals have no Arrow type: they are objects with a readable str().
+    if series.dtype != object and series.dtype.name.partition("[")[0] not in ("period", "interval", "Sparse"):
+        return pa.array(series, from_pandas=True)
+    return _python_column(series.astype(object).to_numpy(), name, as_strings)
+
+
+def _narwhals_columns(X: Any, as_strings: frozenset[str]) -> tuple[list[str], list[pa.Array]]:
+    import narwhals as nw
+    from narwhals.exceptions import DuplicateError
+
+    try:
+        frame = nw.from_native(X, eager_only=True)
+    except DuplicateError as error:
+        raise InputError(f"column names must be unique: {error}") from error
+    except TypeError as error:
+        raise InputError(
+            f"expected a dataframe, an Arrow table or a 2D array, got {type(X).__name__}: "
+            "collect a lazy frame first, give a single column as a frame with one column"
+        ) from error
+    columns = []
+    for name, dtype in frame.schema.items():
+        column = frame.get_column(name)
+        if dtype == nw.Object:
+            cells = np.empty(len(column), dtype=object)
+            cells[:] = column.to_list()
+            columns.append(_python_column(cells, name, name in as_strings))
+        else:
+            columns.append(column.to_arrow())
+    return frame.columns, columns
+
+
+def _python_column(cells: np.ndarray, name: str, as_strings: bool) -> pa.Array:
+    """Convert an array of Python objects, mixed types to strings."""
+    if not as_strings:
+        try:
+            column = pa.array(cells, from_pandas=True)
+        except _CONVERSION_ERRORS:
+            pass
+        else:
+            # Arrow drops the time of day where a date comes before a datetime, and refuses the other order.
+            if not pa.types.is_date32(column.type) or not _any_datetime(cells):
+                return column
+    import pandas as pd
+
+    try:
+        missing = pd.isna(cells)
+        return pa.array(
+            [None if gap else _as_text(cell) for cell, gap in zip(cells, missing, strict=True)], pa.string()
+        )
+    except UnicodeError as error:
+        raise InputError(
+            f"column {name!r} holds text that is not valid Unicode ({error}): clean it"
+        ) from error
+
+
+def _as_text(cell: Any) -> str:
+    return cell.decode() if isinstance(cell, bytes) else str(cell)
+
+
+def _any_datetime(cells: np.ndarray) -> bool:
+    return any(isinstance(cell, datetime.datetime) for cell in cells)
+
+
+def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _text(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
+    """Bytes that are UTF-8 are text."""
+    types = pa.types
+    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+        return column
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"column {name!r} holds bytes that are not UTF-8 text: decode or drop it") from error

@@ -1,0 +1,328 @@
+"""Category values become integer codes; what missing, unknown and rare mean is decided here and nowhere else."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedkit.errors import InputError
+from embedkit.frames import type_family
+
+#: Code of a missing value.
+MISSING = 0
+#: Code of a value that is not in the vocabulary: never seen, or too rare.
+UNKNOWN = 1
+#: Code of the first category.
+FIRST = 2
+
+# Below this size hashing the vocabulary anew costs less than importing pandas to keep the hash.
+_INDEX_MIN_CARDINALITY = 2_000
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The categories of one feature, each with its code.
+
+    Code 0 stands for missing, 1 for unknown, and ``2 + i`` for ``categories[i]``. Rare values are not in the
+    vocabulary: they are unknown.
+
+    Attributes
+    ----------
+    feature : str
+        Name of the column.
+    categories : pa.Array of `cardinality` values
+        Sorted and unique, of the column's own type: string, int64, double, bool, decimal, date, time or
+        timestamp (narrower types are widened to these).
+    counts : int64 array of shape (num_embeddings,), float64 if weighted
+        Rows (or their total weight) seen in fit: missing, rare values folded into unknown, then each category.
+
+    Raises
+    ------
+    InputError
+        If the categories are not sorted and unique, or the counts do not fit them.
+    """
+
+    feature: str
+    categories: pa.Array
+    counts: np.ndarray
+
+    def __post_init__(self) -> None:
+        dtype = self.categories.type
+        if type_family(dtype) == "other" or dtype != _canonical_type(dtype):
+            raise InputError(f"column {self.feature!r} cannot have categories of type {dtype}")
+        if self.categories.null_count or not _is_increasing(self.categories):
+            raise InputError(f"categories of column {self.feature!r} must be sorted, unique and not null")
+        counts = np.array(self.counts)
+        if counts.dtype not in (np.int64, np.float64) or counts.shape != (len(self.categories) + FIRST,):
+            raise InputError(
+                f"counts of column {self.feature!r} must be int64 or float64 of shape "
+                f"({len(self.categories) + FIRST},), found {counts.dtype} of shape {counts.shape}"
+            )
+        if not (np.isfinite(counts).all() and (counts >= 0).all()):
+            raise InputError(f"counts of column {self.feature!r} must be finite and not negative")
+        counts.setflags(write=False)
+        object.__setattr__(self, "counts", counts)
+
+    def __reduce__(self) -> tuple:
+        # Only the fields: the lookup index is larger than the vocabulary and quickly built again.
+        return Vocabulary, (self.feature, self.categories, self.counts)
+
+    @classmethod
+    def fit(
+        cls,
+        column: pa.Array | pa.ChunkedArray,
+        feature: str,
+        *,
+        min_frequency: float | None = None,
+        max_categories: int | None = None,
+        sample_weight: np.ndarray | None = None,
+    ) -> "Vocabulary":
+        """Learn the categories of a column. The order of its rows has no influence on the result.
+
+        Parameters
+        ----------
+        column : Arrow array of n_rows values
+            The column, from `embedkit.frames.to_table`.
+        feature : str
+            Its name.
+        min_frequency : int or float, optional
+            Categories seen in fewer rows than this number (int), or than this fraction of all rows (float),
+            are rare and become unknown; as in scikit-learn's OneHotEncoder.
+        max_categories : int, optional
+            How many categories to keep at most: the most frequent, of equally frequent ones the first in
+            sorted order. Missing and unknown do not count.
+        sample_weight : array of shape (n_rows,), optional
+            Frequencies are sums of weights. Rows of weight 0 do not exist.
+
+        Returns
+        -------
+        Vocabulary
+
+        Raises
+        ------
+        InputError
+            If a setting is out of range, or the column holds infinite numbers or values of no usable type.
+        """
+        _check_limits(min_frequency, max_categories)
+        weights = None if sample_weight is None else _check_weights(sample_weight, len(column))
+        values, rows = _factorize(column, feature)
+        values = _canonical(values, feature)
+        present = pc.unique(values.drop_null())
+        present = present.take(pc.sort_indices(present))
+        slots = _positions(values, present) + 1  # null is -1 in _positions: slot 0
+        totals = _sum_by_slot(np.append(slots, 0).take(rows), weights, len(present) + 1)
+        frequencies = totals[1:]
+        kept = frequencies > 0
+        if min_frequency is not None:
+            absolute = isinstance(min_frequency, (int, np.integer))
+            kept &= frequencies >= (min_frequency if absolute else min_frequency * totals.sum())
+        if max_categories is not None:
+            by_frequency = np.argsort(np.where(kept, -frequencies, 0), kind="stable")
+            kept[by_frequency[max_categories:]] = False
+        rare = np.sort(frequencies[~kept]).sum(keepdims=True)
+        counts = np.concatenate([totals[:1], rare, frequencies[kept]])
+        return cls(feature, present.filter(pa.array(kept)), counts)
+
+    @property
+    def cardinality(self) -> int:
+        """Number of categories."""
+        return len(self.categories)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of codes: the categories, missing and unknown."""
+        return len(self.categories) + FIRST
+
+    def encode(self, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Turn values into codes.
+
+        Parameters
+        ----------
+        column : Arrow array of n_rows values
+            Integers, floats and decimals may stand for one another where no value changes, dates for
+            timestamps likewise; any other change of type is an error. A column of nulls is always accepted.
+
+        Returns
+        -------
+        int32 array of shape (n_rows,)
+            0 for missing, 1 for unknown, ``2 + i`` for ``categories[i]``.
+
+        Raises
+        ------
+        InputError
+            If the type of the column is not the one that was learned, or it holds infinite numbers.
+        """
+        values, rows = _factorize(column, self.feature)
+        codes = np.full(len(values) + 1, MISSING, dtype=np.int32)
+        if values.null_count < len(values):
+            codes[:-1] = self._encode_distinct(self._as_learned(values))
+        return codes.take(rows)
+
+    def decode(self, codes: np.ndarray) -> pa.Array:
+        """Turn codes of shape (n_rows,) into categories; missing and unknown become null.
+
+        Raises
+        ------
+        InputError
+            If a code is not in ``[0, num_embeddings)``.
+        """
+        codes = np.asarray(codes)
+        if len(codes) and not 0 <= codes.min() <= codes.max() < self.num_embeddings:
+            raise InputError(
+                f"codes of column {self.feature!r} must be in [0, {self.num_embeddings}), "
+                f"found {codes.min()} to {codes.max()}"
+            )
+        return self.categories.take(pa.array(codes - FIRST, mask=codes < FIRST))
+
+    def labels(self) -> list[str]:
+        """Name every code for display: ``"(missing)"``, ``"(unknown)"``, then the categories as text."""
+        return ["(missing)", "(unknown)", *map(str, self.categories.to_pylist())]
+
+    def _as_learned(self, values: pa.Array) -> pa.Array:
+        """Cast values to the type that was learned, if no value changes by it."""
+        learned, found = self.categories.type, values.type
+        if not len(self.categories):
+            return values  # an empty vocabulary knows no value, whatever its type
+        # Arrow reads a time without a zone as UTC, which nobody has said.
+        same_clock = (getattr(found, "tz", None) is None) == (getattr(learned, "tz", None) is None)
+        detail = ""
+        if type_family(found) == type_family(learned) and same_clock:
+            try:
+                # Floats first lose their NaN, which no other type can hold.
+                return _canonical(_canonical(values, self.feature).cast(learned), self.feature)
+            except pa.ArrowException as error:
+                detail = " ({})".format(str(error).partition("\n")[0])
+        raise InputError(
+            f"column {self.feature!r} was {learned} when learned, is {found} now{detail}: cast it to {learned}"
+        )
+
+    def _encode_distinct(self, values: pa.Array) -> np.ndarray:
+        if not len(self.categories):
+            found = np.full(len(values), -1)
+        elif len(self.categories) > max(_INDEX_MIN_CARDINALITY, 4 * len(values)):
+            found = np.full(len(values), -1)
+            known = values.is_valid().to_numpy(zero_copy_only=False)
+            found[known] = self._index.get_indexer(_hashable(values.drop_null()))
+        else:
+            found = _positions(values, self.categories)
+        codes = np.where(found < 0, UNKNOWN, found + FIRST)
+        codes[values.is_null().to_numpy(zero_copy_only=False)] = MISSING
+        return codes
+
+    @cached_property
+    def _index(self) -> Any:
+        """A hash of the categories that outlives one call: Arrow's is built anew by every ``index_in``."""
+        import pandas as pd
+
+        keys = _hashable(self.categories)
+        index = pd.Index(keys, dtype=keys.dtype)
+        index.get_indexer(keys[:1])  # builds the hash now, before other threads can see the index
+        return index
+
+
+def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Array, np.ndarray]:
+    """Split a column into candidate values and the position of each row's value among them.
+
+    Values may repeat and may be null; a null row has position ``len(values)``.
+    """
+    if type_family(column.type) == "other":
+        raise InputError(
+            f"column {feature!r} holds {column.type}: a category argument must be a string or a number, "
+            "so turn its cells into strings or drop it"
+        )
+    if isinstance(column, pa.Array):
+        column = pa.chunked_array([column])
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    if not column.num_chunks:
+        return pa.array([], column.type.value_type), np.empty(0, dtype=np.int32)
+    chunks = column.unify_dictionaries().chunks
+    values = chunks[0].dictionary
+    rows = [chunk.indices.cast(pa.int32()).fill_null(len(values)).to_numpy() for chunk in chunks]
+    return values, rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def _canonical_type(dtype: pa.DataType) -> pa.DataType:
+    """The one type that stands for all that hold the same values, so that the width never matters.
+
+    Seconds become milliseconds because Parquet has no unit above these.
+    """
+    types = pa.types
+    if types.is_null(dtype) or type_family(dtype) == "string":
+        return pa.string()
+    if types.is_integer(dtype):
+        return pa.int64()
+    if types.is_floating(dtype):
+        return pa.float64()
+    if types.is_date(dtype):
+        return pa.date32()
+    if types.is_timestamp(dtype) and dtype.unit == "s":
+        return pa.timestamp("ms", dtype.tz)
+    if types.is_time(dtype) and dtype.unit == "s":
+        return pa.time32("ms")
+    return dtype
+
+
+def _canonical(values: pa.Array, feature: str) -> pa.Array:
+    """Cast values to their canonical type; NaN becomes null and -0.0 becomes 0.0."""
+    try:
+        values = values.cast(_canonical_type(values.type))
+    except pa.ArrowException as error:
+        raise InputError(f"column {feature!r} does not fit ({error}): cast it to string") from error
+    if not pa.types.is_floating(values.type):
+        return values
+    numbers = values.to_numpy(zero_copy_only=False) + 0.0
+    if np.isinf(numbers).any():
+        raise InputError(f"column {feature!r} holds infinite values: replace them by NaN or a finite number")
+    return pa.array(numbers, from_pandas=True)
+
+
+def _positions(values: pa.Array, categories: pa.Array) -> np.ndarray:
+    """Position of each value among the categories, -1 for null and where there is none; int32."""
+    found = pc.index_in(values, value_set=categories, skip_nulls=True)
+    return found.fill_null(-1).to_numpy()
+
+
+def _hashable(values: pa.Array) -> np.ndarray:
+    """The values as pandas hashes them: text as objects, times as integers."""
+    if type_family(values.type) == "time":
+        values = values.view(pa.int64() if values.type.bit_width == 64 else pa.int32())
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _is_increasing(categories: pa.Array) -> bool:
+    return pc.all(pc.less(categories[:-1], categories[1:])).as_py() is not False
+
+
+def _sum_by_slot(slots: np.ndarray, weights: np.ndarray | None, num_slots: int) -> np.ndarray:
+    if weights is None:
+        return np.bincount(slots, minlength=num_slots)
+    # Floating-point sums depend on the order of their terms: sorted, they do not depend on the order of rows.
+    order = np.lexsort((weights, slots))
+    return np.bincount(slots[order], weights=weights[order], minlength=num_slots)
+
+
+def _check_limits(min_frequency: float | None, max_categories: int | None) -> None:
+    if min_frequency is not None:
+        absolute = isinstance(min_frequency, (int, np.integer)) and not isinstance(min_frequency, bool)
+        fraction = isinstance(min_frequency, (float, np.floating)) and 0 < min_frequency < 1
+        if not (fraction or (absolute and min_frequency >= 1)):
+            raise InputError(
+                f"min_frequency must be an int >= 1 or a fraction in (0, 1), got {min_frequency=}"
+            )
+    if max_categories is not None:
+        absolute = isinstance(max_categories, (int, np.integer)) and not isinstance(max_categories, bool)
+        if not (absolute and max_categories >= 1):
+            raise InputError(f"max_categories must be an int >= 1, got {max_categories=}")
+
+
+def _check_weights(sample_weight: np.ndarray, num_rows: int) -> np.ndarray:
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape != (num_rows,):
+        raise InputError(f"sample_weight must have shape ({num_rows},), found {weights.shape}")
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise InputError("sample_weight must be finite and not negative: drop or replace such rows")
+    return weights
