@@ -1,0 +1,375 @@
+"""The learning-rate range test: which rate should the training use?
+
+`find_lr` raises the rate from step to step, records the loss, and puts everything back as it was.
+The rules that read a rate off the curve are pure functions of arrays. Neither torch nor matplotlib
+is needed here: the finder knows its trainer by the `Trainable` protocol only.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from embedkit.errors import InputError
+
+FALLBACK_LR = 1e-3  # Adam's own default (Kingma & Ba, arXiv 1412.6980, algorithm 1)
+MIN_POINTS = 20
+SKIP_END = 5
+SLIDE_WIDTH = 15
+
+
+class Trainable(Protocol):
+    """What the finder asks of a training."""
+
+    def snapshot(self) -> object:
+        """Copy all a step changes: model, optimizer, batch-norm statistics, random states, data position."""
+
+    def restore(self, snapshot: object) -> None:
+        """Put everything back, bit for bit."""
+
+    def step(self, lr: float) -> tuple[float, float | None]:
+        """Train on one batch at this rate; return its loss and, where there is one, its accuracy."""
+
+
+@dataclass(frozen=True, eq=False)
+class LRFinderResult:
+    """The curve of a range test and what can be read off it.
+
+    Attributes
+    ----------
+    lrs : ndarray of shape (n_iterations,)
+        The rates tried, rising.
+    losses : ndarray of shape (n_iterations,)
+        Training loss of each step, as it was.
+    smoothed_losses : ndarray of shape (n_iterations,)
+        Exponentially weighted mean of the losses, bias-corrected.
+    accuracies : ndarray of shape (n_iterations,) or None
+        Accuracy of each step, where the task has one.
+    suggestions : dict of str to float
+        The rate that each rule suggests: "minimum", "steepest", "valley", "slide", "smith_base" and
+        "smith_max". Empty when the curve is too short to read.
+    suggestion : float
+        The rate to use: "valley" when the curve is reliable, the caller's fallback when it is not.
+    reliable : bool
+        Whether the curve can be trusted.
+    reason : str
+        Why it can, or why not and what to do, in one line.
+    """
+
+    lrs: np.ndarray
+    losses: np.ndarray
+    smoothed_losses: np.ndarray
+    accuracies: np.ndarray | None
+    suggestions: dict[str, float]
+    suggestion: float
+    reliable: bool
+    reason: str
+
+
+def find_lr(
+    trainable: Trainable,
+    *,
+    start_lr: float = 1e-7,
+    end_lr: float = 10.0,
+    num_iter: int = 100,
+    stop_factor: float = 4.0,
+    smoothing: float = 0.98,
+    fallback: float = FALLBACK_LR,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+) -> LRFinderResult:
+    """Raise the rate exponentially from step to step, record the loss, restore everything.
+
+    The sweep ends early at a loss that is not finite, or when the smoothed loss has grown to
+    `stop_factor` times its lowest. The trainable is restored whatever happens: at the end, after an
+    error in a step and after Ctrl-C (both are raised on).
+
+    Parameters
+    ----------
+    trainable : Trainable
+        The training to test; see the protocol.
+    start_lr, end_lr : float, default=1e-7 and 10
+        The first and the last rate.
+    num_iter : int, default=100
+        Steps in the sweep.
+    stop_factor : float, default=4
+        Growth of the smoothed loss at which the sweep ends.
+    smoothing : float, default=0.98
+        Weight of the past in the smoothed loss, from 0 (none) to under 1.
+    fallback : float, default=1e-3
+        What `LRFinderResult.suggestion` is when the curve is not reliable.
+    progress : callable, optional
+        Wraps the iterable of iterations, as ``tqdm`` does.
+
+    Returns
+    -------
+    LRFinderResult
+
+    Raises
+    ------
+    InputError
+        A number out of range.
+
+    References
+    ----------
+    Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186, section 3.3.
+    The numbers (1e-7 to 10, 100 steps, 4 times the lowest, 0.98, first tenth and last 5 points not
+    read) are those of fastai 2.8, ``callback/schedule.py``.
+    """
+    _check_arguments(start_lr, end_lr, num_iter, stop_factor, smoothing, fallback)
+    rates = np.geomspace(start_lr, end_lr, num_iter)
+    losses, smoothed, accuracies = [], [], []
+    average, best, diverged = 0.0, np.inf, False
+    iterations = range(num_iter) if progress is None else progress(range(num_iter))
+    snapshot = trainable.snapshot()
+    try:
+        for i in iterations:
+            loss, accuracy = trainable.step(float(rates[i]))
+            if diverged := not np.isfinite(loss):
+                break
+            average = smoothing * average + (1 - smoothing) * loss
+            losses.append(float(loss))
+            accuracies.append(accuracy)
+            smoothed.append(average / (1 - smoothing ** (i + 1)))
+            best = min(best, smoothed[-1])
+            # The same as `smoothed > stop_factor * best`, but it holds for negative losses too.
+            if diverged := smoothed[-1] > best + (stop_factor - 1) * abs(best):
+                break
+    finally:
+        trainable.restore(snapshot)
+
+    curve = np.array(losses)
+    has_accuracy = bool(accuracies) and all(accuracy is not None for accuracy in accuracies)
+    return _read_curve(
+        rates[: len(curve)],
+        curve,
+        np.array(smoothed),
+        np.array(accuracies, dtype=float) if has_accuracy else None,
+        skip_start=num_iter // 10,
+        diverged=diverged,
+        fallback=fallback,
+    )
+
+
+def suggest_minimum(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """The rate of the lowest loss, back one order of magnitude.
+
+    Parameters
+    ----------
+    lrs, losses : ndarray of shape (n,)
+        Rising rates and the (smoothed) losses at them.
+
+    Returns
+    -------
+    float
+
+    References
+    ----------
+    fast.ai course, lesson 2; ``minimum`` in fastai 2.8.
+    """
+    return float(lrs[np.argmin(losses)] / 10)
+
+
+def suggest_steepest(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """The rate at which the loss falls fastest against the logarithm of the rate.
+
+    Parameters and result: see `suggest_minimum`; at least 2 points. Source: ``steep`` in fastai 2.8.
+    """
+    return float(lrs[np.argmin(np.diff(losses) / np.diff(np.log(lrs)))])
+
+
+def suggest_valley(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """The rate in the middle of the longest decreasing run of losses.
+
+    The run is the longest decreasing subsequence, so that small bumps do not cut it in two.
+
+    Parameters and result: see `suggest_minimum`. Source: ``valley`` in fastai 2.8.
+    """
+    lengths = np.ones(len(losses), dtype=int)  # of the longest decreasing run that ends at each point
+    for i in range(1, len(losses)):
+        lengths[i] += np.max(lengths[:i], where=losses[:i] > losses[i], initial=0)
+    end = int(np.argmax(lengths))
+    length = int(lengths[end])
+    # NOTE[fastai] `valley` starts one point earlier, which is before the first where all points fall.
+    start = end - length + 1
+    return float(lrs[start + (length - 1) // 2])
+
+
+def suggest_slide(
+    lrs: np.ndarray, losses: np.ndarray, width: int = SLIDE_WIDTH, threshold: float = 0.005
+) -> float:
+    """Slide an interval down from the highest rates until the slope is the same at both its ends.
+
+    Parameters
+    ----------
+    lrs, losses : ndarray of shape (n,), n more than `width`
+        Rising rates and the (smoothed) losses at them.
+    width : int, default=15
+        Width of the interval, in points.
+    threshold : float, default=0.005
+        Slopes (change of loss per point, as a fraction of the first loss) that differ by no more
+        than this are the same.
+
+    Returns
+    -------
+    float
+        The rate at the low end of the last interval whose slopes differ.
+
+    References
+    ----------
+    ``slide`` in fastai 2.8.
+    """
+    # NOTE[fastai] takes the slope of the loss itself; relative to the first loss, units do not matter.
+    slopes = np.gradient(losses) / (abs(losses[0]) or 1.0)
+    same = np.abs(slopes[width:] - slopes[:-width]) <= threshold  # by the low end of the interval
+    # With no interval of equal slopes at all, it slides to the first point.
+    low = int(np.flatnonzero(same)[-1]) + 1 if same.any() else 0
+    return float(lrs[min(low, len(lrs) - 1 - width)])
+
+
+def smith_bounds(
+    lrs: np.ndarray, losses: np.ndarray, accuracies: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Smith's two bounds for a cyclical rate, from accuracy where there is one, else from the loss.
+
+    `base_lr` is where the accuracy starts to rise: where it has left 10 % of its whole rise behind
+    for good. `max_lr` is where it slows, turns ragged or falls: where it first has 90 % of its rise,
+    or has given back a tenth of it. A loss is read upside down. Where no start is seen below
+    `max_lr`, `base_lr` is a quarter of it, Smith's other rule.
+
+    Parameters
+    ----------
+    lrs : ndarray of shape (n,)
+        Rising rates.
+    losses : ndarray of shape (n,)
+        Loss of each step, not smoothed (a running median is taken here, which has no lag).
+    accuracies : ndarray of shape (n,), optional
+        Accuracy of each step.
+
+    Returns
+    -------
+    base_lr, max_lr : float
+
+    References
+    ----------
+    Smith, arXiv 1506.01186, section 3.3.
+    """
+    height = _running_median(-losses if accuracies is None else accuracies)
+    start, peak = _first_level(height), int(np.argmax(height))
+    rise = height[peak] - start
+    climb = height[: peak + 1]
+    fallen_back = np.maximum.accumulate(climb) - climb > 0.1 * rise
+    high = int(np.argmax((climb >= start + 0.9 * rise) | fallen_back))
+    under = np.flatnonzero(climb[: high + 1] < start + 0.1 * rise)
+    low = int(under[-1]) + 1 if len(under) else 0
+    max_lr = float(lrs[high])
+    return (float(lrs[low]) if 0 < low < high else max_lr / 4), max_lr
+
+
+def judge_curve(losses: np.ndarray, diverged: bool) -> tuple[bool, str]:
+    """Whether the curve of a range test says anything about the rate.
+
+    A good curve is long enough, falls by more than 1 % of its start and by more than twice its own
+    noise (which noise alone does in one sweep of a thousand), and has a lowest point before the end
+    of the sweep.
+
+    Parameters
+    ----------
+    losses : ndarray of shape (n,)
+        Loss of each step, not smoothed; all finite.
+    diverged : bool
+        Whether the sweep was cut short because the loss grew or was not finite.
+
+    Returns
+    -------
+    reliable : bool
+    reason : str
+        One line: what was seen, and what to do when it is no good.
+    """
+    n = len(losses)
+    if n < MIN_POINTS and diverged:
+        return False, f"the loss diverges after {n} steps: lower start_lr or raise num_iter"
+    if n < MIN_POINTS:
+        return False, f"only {n} steps, too few to read: take at least {MIN_POINTS} (num_iter)"
+    middle = _running_median(losses)
+    start, lowest, end = _first_level(middle), float(middle[n // 5 :].min()), float(middle[-1])
+    noise = _noise(losses)
+    fall = start - lowest
+    seen = f"the loss starts at {start:.4g}, its lowest is {lowest:.4g}"
+    if fall <= max(2 * noise, 0.01 * abs(start)):
+        if diverged or end - start > max(2 * noise, 0.01 * abs(start)):
+            return False, f"{seen}: it diverges at once, lower start_lr"
+        if noise > 0.005 * abs(start):
+            return False, f"{seen}, within its noise of {noise:.2g}: take a larger batch_size"
+        return False, f"{seen}: a flat curve, raise end_lr or check that the inputs say anything"
+    if not diverged and np.argmin(middle) >= n - SKIP_END:
+        return False, f"{seen}, at the highest rate: it still falls, raise end_lr"
+    return True, f"{seen}, and then it grows"
+
+
+def _read_curve(
+    lrs: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    accuracies: np.ndarray | None,
+    *,
+    skip_start: int,
+    diverged: bool,
+    fallback: float,
+) -> LRFinderResult:
+    reliable, reason = judge_curve(losses, diverged)
+    suggestions = {}
+    part = slice(skip_start, -SKIP_END)
+    if len(lrs[part]) > SLIDE_WIDTH:
+        base_lr, max_lr = smith_bounds(lrs, losses, accuracies)
+        suggestions = {
+            "minimum": suggest_minimum(lrs[part], smoothed[part]),
+            "steepest": suggest_steepest(lrs[part], smoothed[part]),
+            "valley": suggest_valley(lrs[part], smoothed[part]),
+            "slide": suggest_slide(lrs[part], smoothed[part]),
+            "smith_base": base_lr,
+            "smith_max": max_lr,
+        }
+    elif reliable:
+        reliable, reason = False, f"only {len(lrs)} steps before the loss diverges: raise num_iter"
+    suggestion = suggestions["valley"] if reliable else fallback
+    return LRFinderResult(lrs, losses, smoothed, accuracies, suggestions, suggestion, reliable, reason)
+
+
+def _check_arguments(
+    start_lr: float, end_lr: float, num_iter: int, stop_factor: float, smoothing: float, fallback: float
+) -> None:
+    if not 0 < start_lr < end_lr < np.inf:
+        raise InputError(f"rates must satisfy 0 < start_lr < end_lr, got {start_lr=}, {end_lr=}")
+    if num_iter < 1:
+        raise InputError(f"num_iter must be at least 1, got {num_iter=}")
+    if not stop_factor > 1:
+        raise InputError(f"stop_factor must be more than 1, got {stop_factor=}")
+    if not 0 <= smoothing < 1:
+        raise InputError(f"smoothing must be at least 0 and under 1, got {smoothing=}")
+    if not 0 < fallback < np.inf:
+        raise InputError(f"fallback must be a positive rate, got {fallback=}")
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """Median of the points around each point: an eighth of the curve, 9 points at least.
+
+    The ends are mirrored: repeated, one noisy last point would become its own median.
+    """
+    half = max(4, len(values) // 16)
+    padded = np.pad(values, half, mode="reflect")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+
+
+def _first_level(values: np.ndarray) -> float:
+    """Where a curve starts: the median of its first fifth."""
+    return float(np.median(values[: max(1, len(values) // 5)]))
+
+
+def _noise(values: np.ndarray) -> float:
+    """Standard deviation of the noise about a smooth curve, unmoved by the explosion at its end.
+
+    Second differences of independent noise have 6 times its variance, and a straight line has none;
+    0.6745 is the median of the absolute value of a standard normal variable.
+    """
+    return float(np.median(np.abs(np.diff(values, 2))) / 0.6745 / np.sqrt(6))
