@@ -2,7 +2,7 @@
 
 import datetime
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,11 @@ def is_array(X: Any) -> bool:
 
 
 def to_table(
-    X: Any, *, feature_names: Sequence[str] | None = None, as_strings: Iterable[str] = ()
+    X: Any,
+    *,
+    columns: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
+    as_strings: Iterable[str] = (),
 ) -> pa.Table:
     """Turn any tabular data into an Arrow table.
 
@@ -49,6 +53,8 @@ def to_table(
     ----------
     X : pandas, polars or Arrow table, any eager frame that narwhals knows, or array of shape (n_rows, n_columns)
         The data. Columns of an array, or of a list of rows, are named by `feature_names`.
+    columns : sequence of str, optional
+        The columns to convert, in this order; others are not looked at. All by default.
     feature_names : sequence of str, optional
         Names of the columns of an array; ``x0, x1, ...`` by default. Frames have names of their own.
     as_strings : iterable of str
@@ -62,27 +68,41 @@ def to_table(
     Raises
     ------
     InputError
-        If ``X`` is not two-dimensional, has no columns, or has column names that repeat or are not strings.
+        If ``X`` is not two-dimensional, has no columns, lacks one of `columns`, or has column names that
+        repeat or are not strings.
     """
-    as_strings = frozenset(as_strings)
     if hasattr(X, "tocsr"):
         raise InputError("sparse input is not supported: pass a dense array, X.toarray()")
-    if isinstance(X, pa.RecordBatch):
-        X = pa.Table.from_batches([X])
-    if isinstance(X, pa.Table):
-        names, columns = X.column_names, X.columns
-    elif is_array(X):
-        names, columns = _array_columns(X, feature_names, as_strings)
-    elif _is_pandas(X):
-        names = list(X.columns)
-        _check_names(names)
-        columns = [_pandas_column(X[name], name, name in as_strings) for name in names]
-    else:
-        names, columns = _narwhals_columns(X, as_strings)
-    _check_names(names)
+    names, read = _source(X, feature_names)
     if not names:
         raise InputError(f"0 feature(s) (shape=({len(X)}, 0)) while a minimum of 1 is required.")
-    return pa.table([_text(column, name) for name, column in zip(names, columns, strict=True)], names=names)
+    wanted = names if columns is None else columns
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        hint = did_you_mean(missing, [name for name in names if isinstance(name, str)])
+        raise InputError(f"the data lacks column(s) {missing}{hint}: expected {list(wanted)}")
+    _check_names([name for name in names if name in frozenset(wanted)])
+    as_strings = frozenset(as_strings)
+    arrays = [_text(read(names.index(name), name in as_strings), name) for name in wanted]
+    return pa.table(arrays, names=list(wanted))
+
+
+def to_column(values: Any, name: str, *, as_strings: bool = False) -> pa.Array | pa.ChunkedArray:
+    """Turn one column, a pandas, polars or Arrow one or any sequence of n_rows cells, into an Arrow array.
+
+    The rules are those of `to_table`; `name` is for its errors.
+    """
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        column = values
+    elif _is_pandas(values, "Series"):
+        column = _pandas_column(values, name, as_strings)
+    elif hasattr(values, "to_arrow"):
+        column = values.to_arrow()
+    else:
+        cells = np.empty(len(values), dtype=object)
+        cells[:] = list(values)
+        column = _python_column(cells, name, as_strings)
+    return _text(column, name)
 
 
 def type_family(dtype: pa.DataType) -> str:
@@ -213,14 +233,19 @@ def _check_names(names: Sequence[Any]) -> None:
         )
 
 
-def _is_pandas(X: Any) -> bool:
+def _is_pandas(X: Any, kind: str) -> bool:
     pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(X, pandas.DataFrame)
+    return pandas is not None and isinstance(X, getattr(pandas, kind))
 
 
-def _array_columns(
-    X: Any, feature_names: Sequence[str] | None, as_strings: frozenset[str]
-) -> tuple[list[str], list[pa.Array]]:
+def _source(X: Any, feature_names: Sequence[str] | None) -> tuple[list[Any], Callable[[int, bool], Any]]:
+    """Names of the columns of ``X``, and a function that reads the column at a position (as strings or not)."""
+    if isinstance(X, (pa.Table, pa.RecordBatch)):
+        return X.schema.names, lambda i, _: X.column(i)
+    if _is_pandas(X, "DataFrame"):
+        return list(X.columns), lambda i, as_strings: _pandas_column(X.iloc[:, i], X.columns[i], as_strings)
+    if not is_array(X):
+        return _narwhals_source(X)
     values = np.array(X, dtype=object) if isinstance(X, (list, tuple)) else np.asarray(X)
     if values.ndim != 2:
         raise InputError(
@@ -233,8 +258,8 @@ def _array_columns(
     if len(names) != values.shape[1]:
         raise InputError(f"X has {values.shape[1]} features, but {len(names)} features are expected: {names}")
     if values.dtype == object:
-        return names, [_python_column(values[:, i], name, name in as_strings) for i, name in enumerate(names)]
-    return names, [pa.array(values[:, i], from_pandas=True) for i in range(len(names))]
+        return names, lambda i, as_strings: _python_column(values[:, i], names[i], as_strings)
+    return names, lambda i, _: pa.array(values[:, i], from_pandas=True)
 
 
 def _pandas_column(series: Any, name: str, as_strings: bool) -> pa.Array | pa.ChunkedArray:
@@ -248,12 +273,13 @@ def _pandas_column(series: Any, name: str, as_strings: bool) -> pa.Array | pa.Ch
     return _python_column(series.astype(object).to_numpy(), name, as_strings)
 
 
-def _narwhals_columns(X: Any, as_strings: frozenset[str]) -> tuple[list[str], list[pa.Array]]:
+def _narwhals_source(X: Any) -> tuple[list[str], Callable[[int, bool], Any]]:
     import narwhals as nw
     from narwhals.exceptions import DuplicateError
 
     try:
         frame = nw.from_native(X, eager_only=True)
+        schema = frame.schema
     except DuplicateError as error:
         raise InputError(f"column names must be unique: {error}") from error
     except TypeError as error:
@@ -261,16 +287,15 @@ def _narwhals_columns(X: Any, as_strings: frozenset[str]) -> tuple[list[str], li
             f"expected a dataframe, an Arrow table or a 2D array, got {type(X).__name__}: "
             "collect a lazy frame first, give a single column as a frame with one column"
         ) from error
-    columns = []
-    for name, dtype in frame.schema.items():
-        column = frame.get_column(name)
-        if dtype == nw.Object:
-            cells = np.empty(len(column), dtype=object)
-            cells[:] = column.to_list()
-            columns.append(_python_column(cells, name, name in as_strings))
-        else:
-            columns.append(column.to_arrow())
-    return frame.columns, columns
+    names = frame.columns
+
+    def read(i: int, as_strings: bool) -> pa.Array:
+        column = frame.get_column(names[i])
+        if schema[names[i]] == nw.Object:
+            return to_column(column.to_list(), names[i], as_strings=as_strings)
+        return column.to_arrow()
+
+    return names, read
 
 
 def _python_column(cells: np.ndarray, name: str, as_strings: bool) -> pa.Array:

@@ -1,0 +1,212 @@
+"""A set of learned tables turns rows into numbers: the lookup that everything else stands on."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedkit.columns import EmbeddingTable, NumericColumn
+from embedkit.errors import InputError, did_you_mean
+from embedkit.frames import is_array, numeric_block, to_table, type_family
+
+__all__ = ["EmbeddingSet", "EmbeddingTable", "NumericColumn"]
+
+# A block of rows stays in the processor's second-level cache while every table adds its columns to it.
+_BLOCK_ROWS = 8_192
+# Starting threads costs more than it brings below this size.
+_THREADED_ROWS = 50_000
+
+
+class EmbeddingSet(Mapping[str, EmbeddingTable]):
+    """All that was learned about the columns of a dataset: turns its rows into numbers, without torch.
+
+    A mapping from feature to `EmbeddingTable`.
+
+    Parameters
+    ----------
+    tables : iterable of EmbeddingTable
+        One per categorical column; their order is the order of the output.
+    numerics : iterable of NumericColumn
+        One per numeric column that is passed on; they come after the tables.
+    metadata : dict, optional
+        Anything that JSON can hold: task, class labels, settings, scores, history.
+    features_in : sequence of str, optional
+        All these columns in the order in which an array holds them. The order of the output by default.
+
+    Attributes
+    ----------
+    numerics : tuple of NumericColumn
+    metadata : dict
+        As JSON gives it back: lists for tuples, text for keys.
+    features_in, feature_names_out : tuple of str
+        Names of the columns that go in and that come out.
+
+    Raises
+    ------
+    InputError
+        If names repeat, or `metadata` is not JSON.
+    """
+
+    def __init__(
+        self,
+        tables: Iterable[EmbeddingTable],
+        numerics: Iterable[NumericColumn] = (),
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        features_in: Sequence[str] | None = None,
+    ) -> None:
+        tables = tuple(tables)
+        self._tables = {table.feature: table for table in tables}
+        self.numerics = tuple(numerics)
+        features = [part.feature for part in (*tables, *self.numerics)]
+        self.features_in = tuple(features if features_in is None else features_in)
+        self.feature_names_out = tuple(
+            name for part in (*tables, *self.numerics) for name in part.feature_names_out
+        )
+        for names in (features, self.feature_names_out):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise InputError(
+                    f"column names must be unique, found more than once: {repeated}; rename them"
+                )
+        if sorted(self.features_in) != sorted(features):
+            raise InputError(f"features_in must name {sorted(features)}, got {sorted(self.features_in)}")
+        try:
+            self.metadata = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"metadata must be JSON without NaN: {error}") from error
+
+    def __getitem__(self, feature: str) -> EmbeddingTable:
+        return self._tables[feature]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
+
+    def __repr__(self) -> str:
+        shapes = [
+            f"{table.feature}: {table.num_embeddings} x {table.embedding_dim}" for table in self.values()
+        ]
+        return f"EmbeddingSet({', '.join(shapes + [column.feature for column in self.numerics])})"
+
+    @property
+    def width(self) -> int:
+        """Number of columns that come out."""
+        return len(self.feature_names_out)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Look up every row: the vectors of all features side by side, then the numeric columns.
+
+        Parameters
+        ----------
+        X : frame or array of n_rows rows
+            A frame has the columns `features_in` in any order, others are ignored; an array has exactly these.
+
+        Returns
+        -------
+        float32 array of shape (n_rows, width)
+
+        Raises
+        ------
+        InputError
+            If a column is missing, changed its type, or holds infinite numbers.
+        """
+        table, codes = self._encode(X)
+        out = np.empty((table.num_rows, self.width), dtype=np.float32)
+
+        def fill(start: int) -> None:
+            rows, stop = slice(start, start + _BLOCK_ROWS), 0
+            for part, part_codes in zip(self.values(), codes, strict=True):
+                first, stop = stop, stop + part.embedding_dim
+                # The codes are valid by construction; "clip" spares numpy a buffer and a check.
+                out[rows, first:stop] = part.vectors.take(part_codes[rows], axis=0, mode="clip")
+
+        _run(fill, range(0, table.num_rows, _BLOCK_ROWS), table.num_rows)
+        for position, column in enumerate(self._numeric_columns(table), self.width - self._numeric_width):
+            out[:, position] = column
+        return out
+
+    def transform_table(self, X: Any) -> pa.Table:
+        """Do what `transform` does, column by column: an Arrow table of the float32 columns that come out."""
+        table, codes = self._encode(X)
+        jobs = [
+            (np.ascontiguousarray(values), part_codes)
+            for part, part_codes in zip(self.values(), codes, strict=True)
+            for values in part.vectors.T
+        ]
+        columns = _run(lambda job: job[0].take(job[1], mode="clip"), jobs, table.num_rows)
+        arrays = [pa.array(column) for column in (*columns, *self._numeric_columns(table))]
+        return pa.table(arrays, names=list(self.feature_names_out))
+
+    def subset(self, features: Sequence[str]) -> "EmbeddingSet":
+        """Keep some of the features, categorical or numeric, in the order of this set.
+
+        Raises
+        ------
+        InputError
+            If a feature is not in the set.
+        """
+        missing = [name for name in features if name not in self.features_in]
+        if missing:
+            raise InputError(f"the set has no feature {missing}{did_you_mean(missing, self.features_in)}")
+        return EmbeddingSet(
+            [table for table in self.values() if table.feature in features],
+            [column for column in self.numerics if column.feature in features],
+            self.metadata,
+            features_in=[name for name in self.features_in if name in features],
+        )
+
+    def equals(self, other: "EmbeddingSet") -> bool:
+        """Whether tables, numeric columns, order of columns and metadata are the same."""
+        return (
+            list(self) == list(other)
+            and all(self[feature].equals(other[feature]) for feature in self)
+            and self.numerics == other.numerics
+            and self.features_in == other.features_in
+            and self.metadata == other.metadata
+        )
+
+    def save(self, path: str | os.PathLike, attachments: Mapping[str, bytes] | None = None) -> str:
+        """Publish the set as a new version of a stored set; see `embedkit.store.publish`."""
+        from embedkit import store
+
+        return store.publish(path, self, attachments=attachments or {})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, version: str | None = None) -> "EmbeddingSet":
+        """Load a stored set, its current version by default; see `embedkit.store.load`."""
+        from embedkit import store
+
+        return store.load(path, version)
+
+    @property
+    def _numeric_width(self) -> int:
+        return sum(len(column.feature_names_out) for column in self.numerics)
+
+    def _encode(self, X: Any) -> tuple[pa.Table, list[np.ndarray]]:
+        names = self.features_in if is_array(X) else None
+        text = [name for name, part in self.items() if type_family(part.categories.type) == "string"]
+        table = to_table(X, columns=self.features_in, feature_names=names, as_strings=text)
+        codes = _run(
+            lambda part: part.vocabulary.encode(table[part.feature]), [*self.values()], table.num_rows
+        )
+        return table, codes
+
+    def _numeric_columns(self, table: pa.Table) -> Iterator[np.ndarray]:
+        for column in self.numerics:
+            yield from column.transform(numeric_block(table, [column.feature])[:, 0])
+
+
+def _run(function: Callable[[Any], Any], items: Sequence[Any], num_rows: int) -> list[Any]:
+    """Apply a function to every item, on threads if there are enough rows: numpy and Arrow release the GIL."""
+    threads = min(pa.cpu_count(), len(items)) if num_rows >= _THREADED_ROWS else 1
+    if threads < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
