@@ -1,0 +1,145 @@
+"""What the files of a stored set hold: the bytes of its tables and of the manifest that seals them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit.errors import InputError, StoreError
+from embedkit.tables import EmbeddingSet, EmbeddingTable, NumericColumn
+
+FORMAT_VERSION = 1
+
+_CURRENT_LINE = re.compile(rb"(v\d{6,}) ([0-9a-f]{64})\n")
+_KEYS = {"features", "numerics", "features_in", "metadata", "files", "version", "parent"}
+_MAX_FILE_NAME = 100
+
+
+def contents(
+    embedding_set: EmbeddingSet, attachments: Mapping[str, bytes]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """All files but the manifest, and the manifest less what depends on the version."""
+    files: dict[str, bytes] = {}
+    features = []
+    for table in embedding_set.values():
+        file = f"tables/{_file_name(table.feature, files)}"
+        files[file] = _table_bytes(table)
+        features.append(_describe(table, file))
+    for name, data in attachments.items():
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or "/".join(parts) != name or parts[0] in ("tables", "manifest.json"):
+            raise InputError(f"attachment {name!r} must be a relative path outside tables/ and manifest.json")
+        files[name] = bytes(data)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "features": features,
+        "numerics": [asdict(column) for column in embedding_set.numerics],
+        "features_in": list(embedding_set.features_in),
+        "metadata": embedding_set.metadata,
+        "files": {name: {"size": len(data), "sha256": sha256(data)} for name, data in files.items()},
+    }
+    return files, manifest
+
+
+def restore(manifest: Mapping[str, Any], read: Callable[[str], bytes], where: str) -> EmbeddingSet:
+    """Build the set that a manifest describes; `read` gives the checked bytes of a file by its name."""
+    try:
+        tables = [_restore_table(read(entry["file"]), entry, where) for entry in manifest["features"]]
+        numerics = [NumericColumn(**entry) for entry in manifest["numerics"]]
+        return EmbeddingSet(tables, numerics, manifest["metadata"], features_in=manifest["features_in"])
+    except (InputError, KeyError, TypeError) as error:
+        raise StoreError(f"{where}/manifest.json does not describe a set: {error!r}") from error
+
+
+def unseal(data: bytes, where: str) -> dict[str, Any]:
+    """Read a manifest, if it is whole and of a format that this version knows."""
+    try:
+        manifest = json.loads(data)
+        written = manifest["format_version"]
+        newer = written > FORMAT_VERSION
+        sound = newer or (data == seal(manifest) and manifest.keys() >= _KEYS)
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise StoreError(f"{where}/manifest.json is damaged: restore it from a copy")
+    if newer:
+        raise StoreError(
+            f"{where} was written by a newer embedkit, in format version {written}: "
+            f"this one reads up to {FORMAT_VERSION}, upgrade embedkit"
+        )
+    return manifest
+
+
+def current_line(version: str, manifest: Mapping[str, Any]) -> bytes:
+    """What CURRENT holds: the name of a version, and the digest of its manifest."""
+    return f"{version} {manifest['sha256']}\n".encode()
+
+
+def parse_current(data: bytes, where: str) -> tuple[str, str]:
+    """Name of the current version, and the digest that its manifest must have."""
+    match = _CURRENT_LINE.fullmatch(data)
+    if match is None:
+        raise StoreError(f"{where}/CURRENT is damaged: restore it, or load a version by its name")
+    version, digest = match.groups()
+    return version.decode(), digest.decode()
+
+
+def seal(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as canonical JSON that holds the SHA-256 of itself without that entry."""
+    unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
+    return _canonical_json(unsealed | {"sha256": sha256(_canonical_json(unsealed))})
+
+
+def _canonical_json(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _file_name(feature: str, taken: Mapping[str, bytes]) -> str:
+    """A file name for any feature name, also where the file system ignores case."""
+    name = quote(feature, safe=" ")
+    lowered = {PurePosixPath(file).name.lower() for file in taken}
+    if len(name) > _MAX_FILE_NAME or f"{name}.parquet".lower() in lowered:
+        name = f"{name[:_MAX_FILE_NAME]}-{sha256(feature.encode())[:16]}"
+    return f"{name}.parquet"
+
+
+def _table_bytes(table: EmbeddingTable) -> bytes:
+    sink = pa.BufferOutputStream()
+    # Vectors hardly repeat and hardly compress: plain pages are as small and faster to read.
+    pq.write_table(table.to_arrow(), sink, compression="none", use_dictionary=["kind"])
+    return sink.getvalue().to_pybytes()
+
+
+def _restore_table(data: bytes, entry: Mapping[str, Any], where: str) -> EmbeddingTable:
+    try:
+        table = EmbeddingTable.from_arrow(pq.ParquetFile(pa.BufferReader(data)).read())
+    except (pa.ArrowException, InputError, OSError) as error:
+        raise StoreError(f"{where}/{entry['file']} is not a table of vectors: {error}") from error
+    if _describe(table, entry["file"]) != entry:
+        raise StoreError(
+            f"{where}/{entry['file']} does not fit its manifest: expected {entry}, found {table}"
+        )
+    return table
+
+
+def _describe(table: EmbeddingTable, file: str) -> dict[str, Any]:
+    return {
+        "name": table.feature,
+        "file": file,
+        "type": str(table.categories.type),
+        "num_embeddings": table.num_embeddings,
+        "embedding_dim": table.embedding_dim,
+    }
