@@ -117,32 +117,12 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         InputError
             If a column is missing, changed its type, or holds infinite numbers.
         """
-        table, codes = self._encode(X)
-        out = np.empty((table.num_rows, self.width), dtype=np.float32)
-
-        def fill(start: int) -> None:
-            rows, stop = slice(start, start + _BLOCK_ROWS), 0
-            for part, part_codes in zip(self.values(), codes, strict=True):
-                first, stop = stop, stop + part.embedding_dim
-                # The codes are valid by construction; "clip" spares numpy a buffer and a check.
-                out[rows, first:stop] = part.vectors.take(part_codes[rows], axis=0, mode="clip")
-
-        _run(fill, range(0, table.num_rows, _BLOCK_ROWS), table.num_rows)
-        for position, column in enumerate(self._numeric_columns(table), self.width - self._numeric_width):
-            out[:, position] = column
-        return out
+        return self._lookup(X, order="C")
 
     def transform_table(self, X: Any) -> pa.Table:
         """Do what `transform` does, column by column: an Arrow table of the float32 columns that come out."""
-        table, codes = self._encode(X)
-        jobs = [
-            (np.ascontiguousarray(values), part_codes)
-            for part, part_codes in zip(self.values(), codes, strict=True)
-            for values in part.vectors.T
-        ]
-        columns = _run(lambda job: job[0].take(job[1], mode="clip"), jobs, table.num_rows)
-        arrays = [pa.array(column) for column in (*columns, *self._numeric_columns(table))]
-        return pa.table(arrays, names=list(self.feature_names_out))
+        out = self._lookup(X, order="F")
+        return pa.table([pa.array(column) for column in out.T], names=list(self.feature_names_out))
 
     def subset(self, features: Sequence[str]) -> "EmbeddingSet":
         """Keep some of the features, categorical or numeric, in the order of this set.
@@ -185,22 +165,29 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
 
         return store.load(path, version)
 
-    @property
-    def _numeric_width(self) -> int:
-        return sum(len(column.feature_names_out) for column in self.numerics)
-
-    def _encode(self, X: Any) -> tuple[pa.Table, list[np.ndarray]]:
+    def _lookup(self, X: Any, order: str) -> np.ndarray:
+        """The output of `transform`, in rows (order "C") or in columns (order "F")."""
         names = self.features_in if is_array(X) else None
         text = [name for name, part in self.items() if type_family(part.categories.type) == "string"]
         table = to_table(X, columns=self.features_in, feature_names=names, as_strings=text)
-        codes = _run(
-            lambda part: part.vocabulary.encode(table[part.feature]), [*self.values()], table.num_rows
-        )
-        return table, codes
+        parts = list(self.values())
+        codes = _run(lambda part: part.vocabulary.encode(table[part.feature]), parts, table.num_rows)
+        out = np.empty((table.num_rows, self.width), dtype=np.float32, order=order)
 
-    def _numeric_columns(self, table: pa.Table) -> Iterator[np.ndarray]:
-        for column in self.numerics:
-            yield from column.transform(numeric_block(table, [column.feature])[:, 0])
+        def fill(start: int) -> None:
+            rows, stop = slice(start, start + _BLOCK_ROWS), 0
+            for part, part_codes in zip(parts, codes, strict=True):
+                first, stop = stop, stop + part.embedding_dim
+                # The codes are valid by construction; "clip" spares numpy a buffer and a check.
+                out[rows, first:stop] = part.vectors.take(part_codes[rows], axis=0, mode="clip")
+
+        _run(fill, range(0, table.num_rows, _BLOCK_ROWS), table.num_rows)
+        position = sum(part.embedding_dim for part in parts)
+        for numeric in self.numerics:
+            for values in numeric.transform(numeric_block(table, [numeric.feature])[:, 0]):
+                out[:, position] = values
+                position += 1
+        return out
 
 
 def _run(function: Callable[[Any], Any], items: Sequence[Any], num_rows: int) -> list[Any]:

@@ -205,7 +205,7 @@ class Vocabulary:
         elif len(self.categories) > max(_INDEX_MIN_CARDINALITY, 4 * len(values)):
             found = np.full(len(values), -1)
             known = values.is_valid().to_numpy(zero_copy_only=False)
-            found[known] = self._index.get_indexer(_hashable(values.drop_null()))
+            found[known] = self._index.get_indexer(_pandas_keys(values.drop_null()))
         else:
             found = _positions(values, self.categories)
         codes = np.where(found < 0, UNKNOWN, found + FIRST)
@@ -215,11 +215,8 @@ class Vocabulary:
     @cached_property
     def _index(self) -> Any:
         """A hash of the categories that outlives one call: Arrow's is built anew by every ``index_in``."""
-        import pandas as pd
-
-        keys = _hashable(self.categories)
-        index = pd.Index(keys, dtype=keys.dtype)
-        index.get_indexer(keys[:1])  # builds the hash now, before other threads can see the index
+        index = _pandas_keys(self.categories)
+        index.get_indexer(index[:1])  # builds the hash now, before other threads can see the index
         return index
 
 
@@ -286,11 +283,14 @@ def _positions(values: pa.Array, categories: pa.Array) -> np.ndarray:
     return found.fill_null(-1).to_numpy()
 
 
-def _hashable(values: pa.Array) -> np.ndarray:
-    """The values as pandas hashes them: text as objects, times as integers."""
+def _pandas_keys(values: pa.Array) -> Any:
+    """The values as an index of pandas: text as Python objects, times as integers."""
+    import pandas as pd
+
     if type_family(values.type) == "time":
         values = values.view(pa.int64() if values.type.bit_width == 64 else pa.int32())
-    return values.to_numpy(zero_copy_only=False)
+    keys = values.to_numpy(zero_copy_only=False)
+    return pd.Index(keys, dtype=keys.dtype)
 
 
 def _is_increasing(categories: pa.Array) -> bool:
