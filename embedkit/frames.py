@@ -1,6 +1,5 @@
 """Any dataframe becomes Arrow columns, and every column gets a role."""
 
-import datetime
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -300,15 +299,16 @@ def _narwhals_source(X: Any) -> tuple[list[str], Callable[[int, bool], Any]]:
 
 def _python_column(cells: np.ndarray, name: str, as_strings: bool) -> pa.Array:
     """Convert an array of Python objects, mixed types to strings."""
-    if not as_strings:
-        try:
-            column = pa.array(cells, from_pandas=True)
-        except _CONVERSION_ERRORS:
-            pass
-        else:
-            # Arrow drops the time of day where a date comes before a datetime, and refuses the other order.
-            if not pa.types.is_date32(column.type) or not _any_datetime(cells):
-                return column
+    try:
+        column = pa.array(cells, from_pandas=True)
+    except _CONVERSION_ERRORS:
+        pass
+    else:
+        family = type_family(column.type)
+        # Arrow takes any cell for a date or a time that comes after one, and drops the time of day of a datetime.
+        mixed = family == "time" and _several_clocks(cells)
+        if family == "string" or not (as_strings or mixed):
+            return column
     import pandas as pd
 
     try:
@@ -326,8 +326,11 @@ def _as_text(cell: Any) -> str:
     return cell.decode() if isinstance(cell, bytes) else str(cell)
 
 
-def _any_datetime(cells: np.ndarray) -> bool:
-    return any(isinstance(cell, datetime.datetime) for cell in cells)
+def _several_clocks(cells: np.ndarray) -> bool:
+    import pandas as pd
+
+    present = cells[~pd.isna(cells)]
+    return len({(type(cell), str(getattr(cell, "tzinfo", None))) for cell in present}) > 1
 
 
 def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -192,7 +192,12 @@ class Vocabulary:
         if type_family(found) == type_family(learned) and same_clock:
             try:
                 # Floats first lose their NaN, which no other type can hold.
-                return _canonical(_canonical(values, self.feature).cast(learned), self.feature)
+                values = _canonical(values, self.feature)
+                cast = values.cast(learned)
+                # Arrow drops the time of day without a word where a time becomes a date.
+                if type_family(learned) != "time" or cast.cast(values.type).equals(values):
+                    return _canonical(cast, self.feature)
+                detail = " (the time of day would be lost)"
             except pa.ArrowException as error:
                 detail = " ({})".format(str(error).partition("\n")[0])
         raise InputError(
@@ -238,8 +243,15 @@ def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Arr
         return pa.array([], column.type.value_type), np.empty(0, dtype=np.int32)
     chunks = column.unify_dictionaries().chunks
     values = chunks[0].dictionary
-    rows = [chunk.indices.cast(pa.int32()).fill_null(len(values)).to_numpy() for chunk in chunks]
-    return values, rows[0] if len(rows) == 1 else np.concatenate(rows)
+    if pa.types.is_string_view(values.type):
+        values = values.cast(pa.string())  # Arrow cannot take from views
+    rows = np.concatenate(
+        [chunk.indices.cast(pa.int32()).fill_null(len(values)).to_numpy() for chunk in chunks]
+    )
+    if len(values) > len(rows):  # a few rows of a large category: only their values are worth looking up
+        used, rows = np.unique(rows, return_inverse=True)
+        values = values.take(pa.array(used, mask=used == len(values)))
+    return values, rows
 
 
 def _canonical_type(dtype: pa.DataType) -> pa.DataType:
@@ -302,7 +314,7 @@ def _sum_by_slot(slots: np.ndarray, weights: np.ndarray | None, num_slots: int) 
         return np.bincount(slots, minlength=num_slots)
     # Floating-point sums depend on the order of their terms: sorted, they do not depend on the order of rows.
     order = np.lexsort((weights, slots))
-    return np.bincount(slots[order], weights=weights[order], minlength=num_slots)
+    return np.bincount(slots[order], weights=weights[order], minlength=num_slots).astype(np.float64)
 
 
 def _check_limits(min_frequency: float | None, max_categories: int | None) -> None:
