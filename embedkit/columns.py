@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import to_column, type_family
+from embedkit.frames import as_numpy, to_column, type_family
 from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -215,14 +215,15 @@ class EmbeddingTable:
             ["category"],
         ):
             raise InputError(f"rows of {feature!r} must be of kind missing, unknown, then category")
-        category, count = table["category"].combine_chunks(), table["count"]
+        category, count, *columns = (column.combine_chunks() for column in table.columns[1:])
         if category[:FIRST].null_count != FIRST or count.null_count:
             raise InputError(f"rows of {feature!r}: the first two categories must be null, no count may be")
-        vocabulary = Vocabulary(feature, category[FIRST:], count.to_numpy())
-        columns = table.columns[3:]
+        if count.type not in (pa.int64(), pa.float64()):
+            raise InputError(f"counts of {feature!r} must be int64 or float64, found {count.type}")
+        vocabulary = Vocabulary(feature, category[FIRST:], as_numpy(count))
         if not columns or any(column.type != pa.float32() or column.null_count for column in columns):
             raise InputError(f"vectors of {feature!r} must be float32 columns without nulls")
-        result = cls(vocabulary, np.column_stack([column.to_numpy() for column in columns]))
+        result = cls(vocabulary, np.column_stack([as_numpy(column) for column in columns]))
         if tuple(table.column_names[3:]) != result.feature_names_out:
             raise InputError(f"vectors of {feature!r} must be in columns {result.feature_names_out}")
         return result

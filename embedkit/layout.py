@@ -125,7 +125,8 @@ def _table_bytes(table: EmbeddingTable) -> bytes:
 
 def _restore_table(data: bytes, entry: Mapping[str, Any], where: str) -> EmbeddingTable:
     try:
-        table = EmbeddingTable.from_arrow(pq.ParquetFile(pa.BufferReader(data)).read())
+        # Plain pages are copied, not decoded: threads would bring nothing.
+        table = EmbeddingTable.from_arrow(pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
     except (pa.ArrowException, InputError, OSError) as error:
         raise StoreError(f"{where}/{entry['file']} is not a table of vectors: {error}") from error
     if _describe(table, entry["file"]) != entry:

@@ -154,7 +154,7 @@ def verify(root: str | os.PathLike) -> list[str]:
             problems += _verify_version(system, f"{path}/{name}", name)
         except StoreError as error:
             problems.append(str(error))
-    for info in system.get_file_info(fs.FileSelector(path)):
+    for info in _entries(system, fs.FileSelector(path)):
         if info.base_name.startswith(_TEMPORARY):
             problems.append(
                 f"{info.path} is left from an interrupted publish, or one is running: delete it if not"
@@ -173,6 +173,10 @@ def _resolve(root: str | os.PathLike) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot open {root}: {error}") from error
     return system, path.rstrip("/")
+
+
+def _entries(system: fs.FileSystem, selector: fs.FileSelector) -> list[fs.FileInfo]:
+    return sorted(system.get_file_info(selector), key=lambda info: info.path)
 
 
 def _versions(system: fs.FileSystem, path: str) -> list[str]:
@@ -242,7 +246,7 @@ def _verify_version(system: fs.FileSystem, path: str, version: str) -> list[str]
         except StoreError as error:
             problems.append(str(error))
     expected = {f"{path}/{name}" for name in (*manifest["files"], "manifest.json")}
-    for info in system.get_file_info(fs.FileSelector(path, recursive=True)):
+    for info in _entries(system, fs.FileSelector(path, recursive=True)):
         if info.type != fs.FileType.Directory and info.path not in expected:
             problems.append(f"{info.path} is not in the manifest: delete it")
     return problems

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit.errors import InputError
-from embedkit.frames import type_family
+from embedkit.frames import as_numpy, is_null, type_family
 
 #: Code of a missing value.
 MISSING = 0
@@ -209,12 +209,12 @@ class Vocabulary:
             found = np.full(len(values), -1)
         elif len(self.categories) > max(_INDEX_MIN_CARDINALITY, 4 * len(values)):
             found = np.full(len(values), -1)
-            known = values.is_valid().to_numpy(zero_copy_only=False)
+            known = ~is_null(values)
             found[known] = self._index.get_indexer(_pandas_keys(values.drop_null()))
         else:
             found = _positions(values, self.categories)
         codes = np.where(found < 0, UNKNOWN, found + FIRST)
-        codes[values.is_null().to_numpy(zero_copy_only=False)] = MISSING
+        codes[is_null(values)] = MISSING
         return codes
 
     @cached_property
@@ -237,6 +237,8 @@ def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Arr
         )
     if isinstance(column, pa.Array):
         column = pa.chunked_array([column])
+    if pa.types.is_decimal(column.type):
+        column = column.cast(_canonical_type(column.type))  # Arrow cannot hash narrow decimals
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     if not column.num_chunks:
@@ -245,9 +247,7 @@ def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Arr
     values = chunks[0].dictionary
     if pa.types.is_string_view(values.type):
         values = values.cast(pa.string())  # Arrow cannot take from views
-    rows = np.concatenate(
-        [chunk.indices.cast(pa.int32()).fill_null(len(values)).to_numpy() for chunk in chunks]
-    )
+    rows = np.concatenate([as_numpy(chunk.indices.cast(pa.int32()), null=len(values)) for chunk in chunks])
     if len(values) > len(rows):  # a few rows of a large category: only their values are worth looking up
         used, rows = np.unique(rows, return_inverse=True)
         values = values.take(pa.array(used, mask=used == len(values)))
@@ -257,7 +257,7 @@ def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Arr
 def _canonical_type(dtype: pa.DataType) -> pa.DataType:
     """The one type that stands for all that hold the same values, so that the width never matters.
 
-    Seconds become milliseconds because Parquet has no unit above these.
+    Parquet gives each of these back as it was; it has no unit above milliseconds, for one.
     """
     types = pa.types
     if types.is_null(dtype) or type_family(dtype) == "string":
@@ -266,6 +266,8 @@ def _canonical_type(dtype: pa.DataType) -> pa.DataType:
         return pa.int64()
     if types.is_floating(dtype):
         return pa.float64()
+    if types.is_decimal(dtype) and dtype.bit_width < 128:
+        return pa.decimal128(dtype.precision, dtype.scale)
     if types.is_date(dtype):
         return pa.date32()
     if types.is_timestamp(dtype) and dtype.unit == "s":
@@ -283,16 +285,15 @@ def _canonical(values: pa.Array, feature: str) -> pa.Array:
         raise InputError(f"column {feature!r} does not fit ({error}): cast it to string") from error
     if not pa.types.is_floating(values.type):
         return values
-    numbers = values.to_numpy(zero_copy_only=False) + 0.0
-    if np.isinf(numbers).any():
+    if pc.any(pc.is_inf(values)).as_py():
         raise InputError(f"column {feature!r} holds infinite values: replace them by NaN or a finite number")
-    return pa.array(numbers, from_pandas=True)
+    return pc.if_else(pc.is_nan(values), None, pc.add(values, 0.0))
 
 
 def _positions(values: pa.Array, categories: pa.Array) -> np.ndarray:
     """Position of each value among the categories, -1 for null and where there is none; int32."""
     found = pc.index_in(values, value_set=categories, skip_nulls=True)
-    return found.fill_null(-1).to_numpy()
+    return as_numpy(found, null=-1)
 
 
 def _pandas_keys(values: pa.Array) -> Any:

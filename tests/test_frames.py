@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError
-from embedkit.frames import Roles, column_roles, is_array, numeric_block, to_column, to_table, type_family
+from embedkit.frames import (
+    Roles,
+    as_numpy,
+    column_roles,
+    is_array,
+    numeric_block,
+    to_column,
+    to_table,
+    type_family,
+)
 
 CELLS = {
     "text": ["a", None, "b"],
@@ -308,3 +317,15 @@ def test_numeric_block_refuses_text_and_infinity():
         numeric_block(pa.table({"s": ["1"]}), ["s"])
     with pytest.raises(InputError, match=r"column 'x' holds 2 infinite value\(s\), the first in row 1"):
         numeric_block(pa.table({"x": [0.0, np.inf, -np.inf]}), ["x"])
+
+
+@pytest.mark.parametrize(
+    "dtype", [pa.int8(), pa.int32(), pa.int64(), pa.uint32(), pa.float32(), pa.float64()]
+)
+def test_as_numpy(dtype):
+    array = pa.array([1, 2, None, 4], dtype)
+    assert as_numpy(array, null=-1 if pa.types.is_signed_integer(dtype) else 9)[2] in (-1, 9)
+    assert as_numpy(array[1:2]).tolist() == [2]
+    assert as_numpy(array[1:2]).dtype == dtype.to_pandas_dtype()
+    assert as_numpy(array[:0]).tolist() == as_numpy(pa.array([], dtype)).tolist() == []
+    assert as_numpy(pa.nulls(2, dtype), null=7).tolist() == [7, 7]
