@@ -1,0 +1,1 @@
+"""Lookups at scale: batch jobs, joins in SQL. Nothing here imports torch."""

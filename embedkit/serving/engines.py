@@ -1,0 +1,90 @@
+"""What runs the units of a job.
+
+Engines only schedule: a unit is the same function, and gives the same bytes, anywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from typing import Any
+
+import pyarrow as pa
+
+from embedkit.errors import InputError, require
+from embedkit.serving.units import Job, Unit, transform_unit
+
+ENGINES = ("plain", "dask")
+
+
+def run_units(
+    job: Job, units: Sequence[Unit], engine: str, *, scheduler: str | None = None, workers: int | None = None
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Do units of work in any order.
+
+    Parameters
+    ----------
+    job : Job
+    units : sequence of Unit
+    engine : "plain" or "dask"
+        Threads of this process, or workers of dask.distributed.
+    scheduler : str, optional
+        Address of a Dask scheduler; by default a cluster starts on this machine.
+    workers : int, optional
+        Threads, or processes of that cluster; the number of processors by default.
+
+    Yields
+    ------
+    Unit and its record, as they are finished.
+
+    Raises
+    ------
+    InputError, OutputError
+        The error of the first unit that failed. Units that were running by then are finished and recorded.
+    MissingExtraError
+        If dask.distributed is not installed.
+    """
+    workers = workers or pa.cpu_count()
+    if engine == "dask":
+        yield from _run_dask(job, units, scheduler, workers)
+    elif scheduler is not None:
+        raise InputError(f'scheduler needs engine="dask", got {engine=} and {scheduler=}')
+    else:
+        yield from _run_plain(job, units, workers)
+
+
+def _run_plain(job: Job, units: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    pool = ThreadPoolExecutor(workers)
+    futures: dict[Future, Unit] = {}
+    try:
+        futures.update((pool.submit(transform_unit, job, unit), unit) for unit in units)
+        for future in as_completed(futures):
+            if future.exception() is not None:
+                break
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    failed = [future for future in futures if not future.cancelled() and future.exception() is not None]
+    if failed:
+        failed[0].result()  # futures are in the order of their units
+
+
+def _run_dask(
+    job: Job, units: Sequence[Unit], scheduler: str | None, workers: int
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    distributed = require("distributed", "dask")
+    with ExitStack() as stack:
+        if scheduler is None:
+            # One thread each: threads would wait for one another at Python's lock.
+            scheduler = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+                )
+            )
+        client = stack.enter_context(distributed.Client(scheduler))
+        futures = client.map(transform_unit, [job] * len(units), units, pure=False)
+        by_key = {future.key: unit for future, unit in zip(futures, units, strict=True)}
+        try:
+            for future, record in distributed.as_completed(futures, with_results=True):
+                yield by_key[future.key], record
+        finally:
+            client.cancel(futures)

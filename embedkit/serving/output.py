@@ -1,0 +1,302 @@
+"""Where a job writes: parts that appear whole, records of what is done, and an output that appears last.
+
+::
+
+    .features.partial/lock          held while a job runs
+    .features.partial/job.json      what is being made; written once the embeddings are there
+    .features.partial/embeddings/   the set that every worker looks up in
+    .features.partial/records/      one file per finished unit of work
+    .features.partial/data/         the parts; renamed to `features` when the manifest is in it
+
+Everything that counts is written to a temporary sibling, synced and renamed, so a job that is killed at any
+moment leaves nothing that a later one could take for finished work.
+"""
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit.errors import InputError, OutputError
+from embedkit.layout import seal
+
+#: Name of the file that makes an output complete; readers of Parquet datasets skip names with an underscore.
+MANIFEST = "_manifest.json"
+
+_TEMPORARY = ".tmp-"
+
+
+class PartFile:
+    """A Parquet file that appears under its name when it is complete and safe on the disk.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the dataset.
+    name : str
+        Path of the file below it.
+    schema : pa.Schema
+    options : dict
+        For `pyarrow.parquet.ParquetWriter`.
+    """
+
+    def __init__(self, root: Path, name: str, schema: pa.Schema, options: Mapping[str, Any]) -> None:
+        self._name, self._path = name, root / name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self._path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+        self._digest, self._size, self._rows = hashlib.sha256(), 0, 0
+        self._dropped = False
+        self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed in close and discard
+        self._sink = pa.PythonFile(self, mode="w")
+        self._writer = pq.ParquetWriter(self._sink, schema, **options)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed; pyarrow asks."""
+        return self._file.closed
+
+    def write(self, data: bytes) -> int:
+        """Take bytes from the Parquet writer, and hash them on their way."""
+        if self._dropped:
+            return len(data)
+        view = memoryview(data)
+        self._digest.update(view)
+        self._size += len(view)
+        while len(view):
+            view = view[self._file.write(view) :]
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is kept back here; pyarrow asks."""
+
+    def append(self, table: pa.Table) -> None:
+        """Write a table as one row group."""
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._rows += table.num_rows
+
+    def close(self) -> dict[str, Any]:
+        """Give the file its name; return path, size, SHA-256 and number of rows."""
+        self._writer.close()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self._path)
+        sync(self._path.parent)
+        digest = self._digest.hexdigest()
+        return {"path": self._name, "size": self._size, "sha256": digest, "rows": self._rows}
+
+    def discard(self) -> None:
+        """Remove the file if it is not finished."""
+        if self._file.closed:
+            return
+        self._dropped = True  # a Parquet writer writes a footer when it goes, come what may
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class JobFolder:
+    """The folder beside an output in which a job works; see the module's description.
+
+    Parameters
+    ----------
+    output : path
+        Where the result is to appear.
+    """
+
+    def __init__(self, output: str | os.PathLike) -> None:
+        self.output = Path(os.path.abspath(output))
+        self.root = self.output.with_name(f".{self.output.name}.partial")
+        self.data = self.root / "data"
+        self.embeddings = self.root / "embeddings"
+        self._job = self.root / "job.json"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make sure that no other job writes to the same output; a job that dies gives the lock back.
+
+        Raises
+        ------
+        OutputError
+            If another job is at it.
+        """
+        while True:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with open(self.root / "lock", "ab") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise OutputError(
+                        f"another job is writing {self.output}: wait for it, or choose another output"
+                    ) from error
+                if not _is_at(file.fileno(), self.root / "lock"):
+                    continue  # the other job has just finished and taken its folder away
+                self._tidy()
+                yield
+                return
+
+    def settings(self) -> dict[str, Any] | None:
+        """Settings of the unfinished job that is in the folder; None if there is none."""
+        return read_sealed(self._job)
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Remember what is being made. From here on the job can be resumed."""
+        write_atomic(self._job, seal(settings))
+
+    def clear(self) -> None:
+        """Throw away everything but the lock."""
+        self._job.unlink(missing_ok=True)
+        for part in (self.data, self.embeddings, self._records):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def record(self, index: int, content: Mapping[str, Any]) -> None:
+        """Note that a unit of work is finished; its parts are on the disk."""
+        write_atomic(self._records / f"{index:06d}.json", seal(content))
+
+    def recorded(self, index: int) -> dict[str, Any] | None:
+        """What was noted about a unit of work, if all its parts are there."""
+        record = read_sealed(self._records / f"{index:06d}.json")
+        if record is None:
+            return None
+        whole = all(_size(self.data / part["path"]) == part["size"] for part in record["files"])
+        return record if whole else None
+
+    def commit(self, manifest: Mapping[str, Any]) -> None:
+        """Put the manifest beside the parts, and give the result its name. What is at that name now goes."""
+        parts = {part["path"] for unit in manifest["units"] for part in unit["files"]}
+        self.data.mkdir(exist_ok=True)
+        write_atomic(self.data / MANIFEST, seal(manifest))
+        _sweep(self.data, parts | {MANIFEST})
+        if self.output.exists():
+            os.rename(self.output, self.root / f"replaced-{uuid.uuid4().hex}")
+        os.rename(self.data, self.output)
+        sync(self.output.parent)
+        self.remove()
+
+    def remove(self) -> None:
+        """Take the folder away; in one step, so that nobody waits for a lock that is being deleted."""
+        done = self.root.with_name(f"{self._done_name()}{uuid.uuid4().hex}")
+        os.rename(self.root, done)
+        shutil.rmtree(done)
+
+    @property
+    def _records(self) -> Path:
+        return self.root / "records"
+
+    def _tidy(self) -> None:
+        """Finish what a job was killed at while it put its result in place."""
+        for left in self.output.parent.glob(f"{glob.escape(self._done_name())}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        for replaced in self.root.glob("replaced-*"):
+            if not self.output.exists():
+                os.rename(replaced, self.output)
+
+    def _done_name(self) -> str:
+        return f".{self.output.name}.done-"
+
+
+def verify_output(output: str | os.PathLike) -> list[str]:
+    """Check an output of `transform_dataset` against its manifest.
+
+    Returns
+    -------
+    list of str
+        Problems, one line each; empty if every file is there, unchanged, and no other.
+
+    Raises
+    ------
+    InputError
+        If there is no complete output.
+    """
+    root = Path(output)
+    manifest = read_sealed(root / MANIFEST)
+    if manifest is None:
+        raise InputError(
+            f"{root} has no sound {MANIFEST}: the job that wrote it did not finish, run it again"
+        )
+    expected = {part["path"]: part for unit in manifest["units"] for part in unit["files"]}
+    problems = []
+    for path, part in expected.items():
+        if not (root / path).is_file():
+            problems.append(f"{root / path} is missing")
+        elif _file_sha256(root / path) != part["sha256"]:
+            problems.append(f"{root / path} is damaged: its SHA-256 is not that of the manifest")
+    found = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+    problems += [f"{root / path} is not in the manifest" for path in sorted(found - {*expected, MANIFEST})]
+    return problems
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """Read JSON written by `seal`; None if it is not there or not whole."""
+    try:
+        data = path.read_bytes()
+        content = json.loads(data)
+        return content if seal(content) == data else None
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that appears whole, under a name that survives a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, as fsync does for what a file holds."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path, keep: set[str]) -> None:
+    """Delete what workers that died have left, and make every folder's names safe."""
+    for folder, _, names in os.walk(root, topdown=False):
+        path = Path(folder)
+        for name in names:
+            if (path / name).relative_to(root).as_posix() not in keep:
+                (path / name).unlink()
+        if path != root and not any(path.iterdir()):
+            path.rmdir()
+        else:
+            sync(path)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

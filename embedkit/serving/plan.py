@@ -1,0 +1,180 @@
+"""What a job will do, known before it begins: which columns, and which units of work."""
+
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from embedkit.errors import InputError, did_you_mean
+from embedkit.serving.sources import (
+    Source,
+    SourceFile,
+    csv_schema,
+    fingerprint,
+    first_line,
+    read_footer,
+    require_columns,
+)
+from embedkit.serving.units import Job, Unit, output_schema, read_columns
+from embedkit.tables import EmbeddingSet
+
+# Footers are small: waiting for the file system, not reading, is what takes time.
+_FOOTER_THREADS = 16
+
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
+
+
+@dataclass(frozen=True)
+class _FileInfo:
+    """What planning has to know of a file; `group_rows` is None for CSV."""
+
+    file: SourceFile
+    schema: pa.Schema
+    group_rows: tuple[int, ...] | None
+    fingerprint: dict[str, Any]
+
+
+def make_plan(
+    source: Source,
+    embedding_set: EmbeddingSet,
+    *,
+    output: str,
+    digest: str,
+    columns: Sequence[str] | None,
+    replace: bool,
+    layout: str,
+    partition_by: Sequence[str] | None,
+    compression: str,
+    unit_rows: int,
+) -> tuple[Job, list[Unit]]:
+    """Decide on columns and units; see `embedkit.serving.batch.transform_dataset` for the parameters.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, lacks a column, or has it in a type that does not go with the first file's.
+    """
+    types = {feature: table.categories.type for feature, table in embedding_set.items()}
+    types |= {column.feature: pa.float64() for column in embedding_set.numerics}
+    infos = _inspect(source, types)
+    partition_by = None if partition_by is None else tuple(partition_by)
+    kept_names = _kept_names(infos[0], embedding_set, columns, replace, partition_by)
+    wanted = [*dict.fromkeys([*embedding_set.features_in, *kept_names, *(partition_by or ())])]
+    for info in infos:
+        require_columns(info.file, wanted, [*info.schema.names, *info.file.keys])
+    key_types = {
+        name: types.get(name) or _key_type(info.file.keys[name] for info in infos if name in info.file.keys)
+        for name in infos[0].file.keys
+        if name in wanted
+    }
+    kept = _kept_schema(infos, kept_names, key_types)
+    job = Job(source, output, digest, layout, compression, kept, key_types, {}, partition_by, unit_rows)
+    if source.format == "csv":
+        first = infos[0].schema
+        read = read_columns(embedding_set, kept, partition_by)
+        csv_types = {name: first.field(name).type for name in read if name not in key_types}
+        job = Job(**{**vars(job), "csv_types": csv_types})
+    _check_names(output_schema(embedding_set, kept, layout).names)
+    return job, _units(infos, unit_rows)
+
+
+def _inspect(source: Source, types: dict[str, pa.DataType]) -> list[_FileInfo]:
+    """Look at the beginning or the end of every file."""
+    if source.format == "csv":
+        first = csv_schema(source, source.files[0], types)
+
+        def look(file: SourceFile) -> _FileInfo:
+            schema = first if file == source.files[0] else csv_schema(source, file, types)
+            return _FileInfo(file, schema, None, fingerprint(source, file))
+    else:
+
+        def look(file: SourceFile) -> _FileInfo:
+            footer, schema = read_footer(source, file)
+            groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+            return _FileInfo(file, schema, groups, fingerprint(source, file, footer.serialized_size))
+
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return list(pool.map(look, source.files))
+
+
+def _kept_names(
+    first: _FileInfo,
+    embedding_set: EmbeddingSet,
+    columns: Sequence[str] | None,
+    replace: bool,
+    partition_by: tuple[str, ...] | None,
+) -> list[str]:
+    """Columns of the input that are written too."""
+    available = list(dict.fromkeys([*first.schema.names, *first.file.keys]))
+    if columns is not None:
+        missing = [name for name in columns if name not in available]
+        if missing:
+            raise InputError(
+                f"columns names {missing}, which {first.file.path} lacks{did_you_mean(missing, available)}"
+            )
+    # What is in the path need not be in the file; a number that is scaled takes the place of the raw one.
+    dropped = {*(first.file.keys if partition_by is None else partition_by)}
+    dropped |= {column.feature for column in embedding_set.numerics}
+    if replace:
+        dropped |= {*embedding_set.features_in}
+    return [name for name in dict.fromkeys(available if columns is None else columns) if name not in dropped]
+
+
+def _kept_schema(
+    infos: Sequence[_FileInfo], names: Sequence[str], key_types: dict[str, pa.DataType]
+) -> pa.Schema:
+    """Types of the kept columns that hold the values of all files."""
+    merged = None
+    for info in infos:
+        fields = []
+        for name in names:
+            dtype = key_types[name] if name in key_types else info.schema.field(name).type
+            plain = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+            fields.append(pa.field(name, plain))
+        schema = pa.schema(fields)
+        if merged is None or schema == merged:
+            merged = schema
+            continue
+        try:
+            merged = pa.unify_schemas([merged, schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{info.file.path} does not go with the files before it ({first_line(error)}): "
+                "leave the column out with columns, or cast it"
+            ) from error
+    return merged
+
+
+def _key_type(values: Iterable[str | None]) -> pa.DataType:
+    whole = all(value is None or _WHOLE_NUMBER.fullmatch(value) for value in values)
+    return pa.int64() if whole else pa.string()
+
+
+def _check_names(names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"the output would have two columns of the name(s) {repeated}: "
+            "leave those of the input out with columns"
+        )
+
+
+def _units(infos: Sequence[_FileInfo], unit_rows: int) -> list[Unit]:
+    """Cut the files into units of at most `unit_rows` rows where row groups allow it."""
+    units: list[Unit] = []
+    for info in infos:
+        if not info.group_rows:
+            rows = None if info.group_rows is None else 0
+            units.append(Unit(len(units), info.file, (0, 0), rows, info.fingerprint))
+            continue
+        first, rows = 0, 0
+        for group, group_rows in enumerate(info.group_rows):
+            if group > first and rows + group_rows > unit_rows:
+                units.append(Unit(len(units), info.file, (first, group), rows, info.fingerprint))
+                first, rows = group, 0
+            rows += group_rows
+        units.append(Unit(len(units), info.file, (first, len(info.group_rows)), rows, info.fingerprint))
+    return units

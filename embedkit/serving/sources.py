@@ -1,0 +1,269 @@
+"""Where a job reads: files of a dataset, their partition keys, and batches of their rows."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from embedkit.errors import InputError, did_you_mean
+from embedkit.layout import sha256
+
+#: Directory name that stands for a null partition key, as in Hive.
+NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
+
+_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
+_VISIBLE = re.compile(r"(?:[^._/][^/]*/)*[^._/][^/]*")
+_READ_BUFFER = 1 << 20  # bytes
+_TAIL = 1 << 16  # bytes
+# What reading raises on a damaged file.
+_READ_ERRORS = (pa.ArrowException, OSError, EOFError)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a dataset.
+
+    Attributes
+    ----------
+    name : str
+        Path below the root of the dataset.
+    path : str
+        Path on its file system.
+    size : int
+        Bytes.
+    """
+
+    name: str
+    path: str
+    size: int
+
+    @property
+    def directory(self) -> str:
+        """Directories between the root of the dataset and the file."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """Keys and values in the names of the directories, ``key=value``; None for null."""
+        pairs = [part.partition("=") for part in self.directory.split("/") if "=" in part]
+        return {unquote(key): None if value == NULL_KEY else unquote(value) for key, _, value in pairs}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset of Parquet or CSV files.
+
+    Attributes
+    ----------
+    system : pyarrow.fs.FileSystem
+    format : "parquet" or "csv"
+    files : tuple of SourceFile
+        In the order of their names.
+    """
+
+    system: fs.FileSystem
+    format: str
+    files: tuple[SourceFile, ...]
+
+
+def open_source(location: str | os.PathLike) -> Source:
+    """Find the files of a dataset.
+
+    Parameters
+    ----------
+    location : path or URI
+        A file, a directory (searched in all depths) or a pattern with ``*``, ``?``, ``[...]`` and ``**``.
+        Names that begin with ``.`` or ``_`` are not found in a directory, as elsewhere.
+
+    Raises
+    ------
+    InputError
+        If there are no files, or files of two formats.
+    """
+    location = os.fspath(location)
+    root, pattern = _split_pattern(location)
+    system, path = _resolve(root)
+    info = system.get_file_info(path)
+    if info.type == fs.FileType.File:
+        return _of_one_format(system, [SourceFile(info.base_name, info.path, info.size)], location)
+    if info.type != fs.FileType.Directory:
+        raise InputError(f"{root} does not exist: give a file, a directory or a pattern that finds files")
+    selector = fs.FileSelector(path, recursive=pattern is None or "/" in pattern or "**" in pattern)
+    wanted = re.compile(".*" if pattern is None else _regex(pattern))
+    files = [
+        SourceFile(child.path[len(path.rstrip("/")) + 1 :], child.path, child.size)
+        for child in system.get_file_info(selector)
+        if child.type == fs.FileType.File
+    ]
+    files = [file for file in files if _VISIBLE.fullmatch(file.name) and wanted.fullmatch(file.name)]
+    return _of_one_format(system, [file for file in files if _format(file) is not None], location)
+
+
+def fingerprint(source: Source, file: SourceFile, footer_size: int = 0) -> dict[str, object]:
+    """Size and SHA-256 of the last bytes of a file (the whole footer): another file under its name shows."""
+    length = min(file.size, max(_TAIL, footer_size + 8))
+    with source.system.open_input_file(file.path) as stream:
+        return {"size": file.size, "tail_sha256": sha256(stream.read_at(length, file.size - length))}
+
+
+def read_footer(source: Source, file: SourceFile) -> tuple[pq.FileMetaData, pa.Schema]:
+    """Footer of a Parquet file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    try:
+        with pq.ParquetFile(source.system.open_input_file(file.path)) as parquet:
+            return parquet.metadata, parquet.schema_arrow
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{file.path} is not a readable Parquet file ({first_line(error)}): repair it"
+        ) from error
+
+
+def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Columns of a CSV file, with the given types or those that its beginning suggests."""
+    try:
+        with _open_csv(source, file, None, types) as reader:
+            return reader.schema
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{file.path} is not a readable CSV file ({first_line(error)}): repair it"
+        ) from error
+
+
+def read_parquet(
+    source: Source,
+    file: SourceFile,
+    row_groups: range,
+    columns: Sequence[str],
+    as_dictionary: Sequence[str],
+    rows: int,
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Read some columns of some row groups, in batches of at most `rows` rows, and say where each is from.
+
+    Parameters
+    ----------
+    as_dictionary : sequence of str
+        String columns to keep dictionary-encoded, the fast path of lookups.
+
+    Raises
+    ------
+    InputError
+        If a row group cannot be read, or holds text that is not UTF-8.
+    """
+    place = file.path
+    try:
+        with pq.ParquetFile(
+            source.system.open_input_file(file.path),
+            read_dictionary=list(as_dictionary),
+            buffer_size=_READ_BUFFER,
+            page_checksum_verification=True,
+        ) as parquet:
+            for group in row_groups:
+                place = f"{file.path}, row group {group}"
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns)):
+                    batch.validate(full=True)
+                    yield place, batch.select(columns)
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{place} cannot be read ({first_line(error)}): repair the file and resume"
+        ) from error
+
+
+def read_csv(
+    source: Source, file: SourceFile, columns: Sequence[str], types: Mapping[str, pa.DataType]
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Read some columns of a CSV file as a stream of batches, and say where each is from.
+
+    Empty cells and the usual marks (NA, NULL, nan) are missing, also where they are text.
+
+    Raises
+    ------
+    InputError
+        If a cell does not fit its type, a line has too many cells, or text is not UTF-8.
+    """
+    place, number = file.path, 0
+    try:
+        with _open_csv(source, file, columns, types) as reader:
+            for number, batch in enumerate(reader):
+                yield f"{file.path}, block {number}", batch
+    except _READ_ERRORS as error:
+        place = f"{file.path}, after block {number}"
+        raise InputError(
+            f"{place} cannot be read ({first_line(error)}): repair the file and resume"
+        ) from error
+
+
+def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence[str]) -> None:
+    """Raise InputError where a file lacks columns."""
+    missing = [name for name in wanted if name not in available]
+    if missing:
+        hint = did_you_mean(missing, available)
+        raise InputError(f"{file.path} lacks column(s) {missing}{hint}: it has {list(available)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows its first line."""
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
+def _open_csv(
+    source: Source, file: SourceFile, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
+) -> "pa.csv.CSVStreamingReader":
+    from pyarrow import csv
+
+    options = csv.ConvertOptions(
+        column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
+    )
+    return csv.open_csv(source.system.open_input_stream(file.path), convert_options=options)
+
+
+def _resolve(location: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in location:
+        return fs.LocalFileSystem(), os.path.abspath(location)
+    try:
+        return fs.FileSystem.from_uri(location)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot open {location}: {first_line(error)}") from error
+
+
+def _of_one_format(system: fs.FileSystem, files: Sequence[SourceFile], location: str) -> Source:
+    formats = {_format(file) for file in files}
+    if len(formats) != 1 or None in formats:
+        raise InputError(
+            f"{location} holds {len(files)} file(s) of format {sorted(map(str, formats))}: "
+            f"expected files of one kind out of {sorted(_SUFFIXES)}"
+        )
+    return Source(system, formats.pop(), tuple(sorted(files, key=lambda file: file.name)))
+
+
+def _split_pattern(location: str) -> tuple[str, str | None]:
+    """Root without wildcards, and the pattern below it (None if there is none)."""
+    if not glob.has_magic(location) or ("://" not in location and os.path.exists(location)):
+        return location, None
+    parts = location.split("/")
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first]) or ("/" if location.startswith("/") else "."), "/".join(parts[first:])
+
+
+def _regex(pattern: str) -> str:
+    """Regular expression of a pattern in which ``*`` stays inside a name and ``**/`` does not."""
+    tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return "".join(
+        tokens.get(piece) or (piece.replace("[!", "[^") if i % 2 else re.escape(piece))
+        for i, piece in enumerate(pieces)
+    )
+
+
+def _format(file: SourceFile) -> str | None:
+    return next((kind for suffix, kind in _SUFFIXES.items() if file.name.lower().endswith(suffix)), None)

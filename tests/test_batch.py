@@ -1,0 +1,450 @@
+"""Batch jobs: what comes out, where, under which names; what is refused."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from batch_data import features, make_rows, make_set, reference, tree, write_dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedkit import store
+from embedkit.errors import InputError, OutputError
+from embedkit.serving import engines
+from embedkit.serving.batch import transform_dataset, verify_output
+from embedkit.serving.config import load_job
+from embedkit.serving.output import JobFolder
+from embedkit.tables import EmbeddingSet
+
+
+@pytest.fixture(scope="module")
+def embedding_set() -> EmbeddingSet:
+    return make_set()
+
+
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    return make_rows(2_000)
+
+
+@pytest.fixture
+def source(tmp_path: Path, rows: pa.Table) -> Path:
+    return write_dataset(tmp_path / "in", rows)
+
+
+def read(output: Path) -> pa.Table:
+    return ds.dataset(output, partitioning=None).to_table()
+
+
+def test_wide_output_is_the_lookup_and_keeps_the_input(
+    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    summary = transform_dataset(embedding_set, source, tmp_path / "out", unit_rows=200)
+    found = read(tmp_path / "out")
+    expected = [name for name in rows.column_names if name != "distance"]
+    assert found.column_names == [*expected, *embedding_set.feature_names_out] == list(summary.columns)
+    assert found.select(expected).equals(rows.select(expected))
+    np.testing.assert_array_equal(features(found, embedding_set), reference(embedding_set, rows))
+    np.testing.assert_array_equal(features(found, embedding_set), embedding_set.transform(rows))
+    assert (summary.rows, summary.files, summary.units, summary.committed) == (2_000, 4, 12, True)
+    states = rows["state"].to_pylist()
+    assert summary.unknown["state"] == states.count("??")
+    assert summary.missing["state"] == states.count(None)
+    assert f"state: unknown {states.count('??') / 2_000:.2%}" in str(summary)
+    assert verify_output(tmp_path / "out") == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_vector_layout_holds_one_list_per_feature(
+    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out", layout="vector", columns=["id"])
+    found = read(tmp_path / "out")
+    lists = [f"{feature}_embedding" for feature in embedding_set]
+    assert found.column_names == ["id", *lists, "distance", "distance_missing"]
+    assert found.schema.field("tail_embedding").type == pa.list_(pa.float32(), 3)
+    flat = [np.stack(found[name].to_numpy(zero_copy_only=False)) for name in lists]
+    flat += [found[name].to_numpy()[:, None] for name in ("distance", "distance_missing")]
+    np.testing.assert_array_equal(np.hstack(flat), reference(embedding_set, rows))
+
+
+def test_replace_leaves_out_what_was_looked_up(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out", replace=True)
+    assert read(tmp_path / "out").column_names == ["id", "day", *embedding_set.feature_names_out]
+
+
+def test_columns_that_would_come_twice_are_refused(tmp_path: Path, rows: pa.Table) -> None:
+    embedding_set = make_set()
+    source = write_dataset(tmp_path / "in", rows.append_column("store_0", rows["id"]))
+    with pytest.raises(InputError, match=r"two columns of the name\(s\) \['store_0'\]"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+    transform_dataset(embedding_set, source, tmp_path / "out", columns=["id"])
+
+
+def test_directories_of_the_input_are_kept_and_their_keys_looked_up(
+    tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    source, rows = tmp_path / "in", rows.slice(0, 120)
+    ds.write_dataset(
+        rows, source, format="parquet", partitioning=["store", "day"], partitioning_flavor="hive"
+    )
+    transform_dataset(embedding_set, source, tmp_path / "out")
+    kept = {path.parent.relative_to(source) for path in source.rglob("*.parquet")}
+    assert kept == {
+        path.parent.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.parquet")
+    }
+    found = ds.dataset(tmp_path / "out", partitioning="hive").to_table().sort_by("id")
+    assert found["store"].to_pylist() == rows["store"].to_pylist()
+    assert found["day"].to_pylist() == rows["day"].to_pylist()
+    np.testing.assert_array_equal(features(found, embedding_set), reference(embedding_set, rows))
+    assert "store" not in pq.read_schema(next((tmp_path / "out").rglob("*.parquet"))).names
+
+
+@pytest.mark.parametrize("by", [["day"], ["state", "day"]])
+def test_directories_can_be_chosen(
+    tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet, by: list[str]
+) -> None:
+    rows = rows.slice(0, 300)
+    source = write_dataset(tmp_path / "in", rows, files=2)
+    transform_dataset(embedding_set, source, tmp_path / "out", partition_by=by)
+    found = ds.dataset(tmp_path / "out", partitioning="hive").to_table().sort_by("id")
+    for name in ("id", *by):
+        assert found[name].to_pylist() == rows[name].to_pylist()
+    np.testing.assert_array_equal(features(found, embedding_set), reference(embedding_set, rows))
+    assert verify_output(tmp_path / "out") == []
+
+
+def test_directories_can_be_given_up(tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet) -> None:
+    source, rows = tmp_path / "in", rows.slice(0, 120)
+    ds.write_dataset(
+        rows, source, format="parquet", partitioning=["store", "day"], partitioning_flavor="hive"
+    )
+    transform_dataset(embedding_set, source, tmp_path / "out", partition_by=())
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    found = read(tmp_path / "out").sort_by("id")
+    assert found["day"].to_pylist() == rows["day"].to_pylist()
+    assert found.schema.field("store").type == pa.int64()
+
+
+def test_too_many_directories_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    big = write_dataset(tmp_path / "big", make_rows(1_100), files=1)
+    with pytest.raises(InputError, match=r"0.parquet, row group 0 to 10: columns \['id'\] have 1100 values"):
+        transform_dataset(embedding_set, big, tmp_path / "out", partition_by=["id"])
+
+
+@pytest.mark.parametrize("pattern", ["in/*.parquet", "in/[0-3].parquet", "**/?.parquet", "in"])
+def test_patterns_and_directories_find_the_same_files(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, pattern: str
+) -> None:
+    (source / "_SUCCESS").touch()
+    (source / "_skipped.parquet").touch()
+    summary = transform_dataset(embedding_set, tmp_path / pattern, tmp_path / "out", dry_run=True)
+    assert (summary.files, summary.rows, summary.committed) == (4, 2_000, False)
+    assert "dry run: 2,000 rows in 4 file(s)" in str(summary)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_input_by_uri(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "a")
+    transform_dataset(embedding_set, source.as_uri(), (tmp_path / "b").as_uri())
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_csv(tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet, compressed: bool) -> None:
+    (tmp_path / "in").mkdir()
+    rows = rows.set_column(3, "tail", rows["tail"].cast(pa.string()))
+    pacsv.write_csv(rows, tmp_path / "in" / "a.csv")
+    if compressed:
+        data = (tmp_path / "in" / "a.csv").read_bytes()
+        (tmp_path / "in" / "a.csv").unlink()
+        (tmp_path / "in" / "a.csv.gz").write_bytes(gzip.compress(data))
+    summary = transform_dataset(embedding_set, tmp_path / "in", tmp_path / "out")
+    found = read(tmp_path / "out")
+    # A CSV file cannot tell an empty text from none: both are missing.
+    expected = rows.set_column(3, "tail", pa.array([v or None for v in rows["tail"].to_pylist()]))
+    np.testing.assert_array_equal(features(found, embedding_set), reference(embedding_set, expected))
+    assert summary.rows == 2_000
+    assert summary.unknown["tail"] == 0
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_tiny_inputs(tmp_path: Path, embedding_set: EmbeddingSet, num_rows: int) -> None:
+    rows = make_rows(5).slice(0, num_rows)
+    pq.write_table(rows, tmp_path / "in.parquet")
+    summary = transform_dataset(embedding_set, tmp_path / "in.parquet", tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert summary.rows == found.num_rows == num_rows
+    assert found.column_names == list(summary.columns)
+    np.testing.assert_array_equal(features(found, embedding_set), embedding_set.transform(rows))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=4),
+    group=st.integers(1, 120),
+    unit_rows=st.integers(60, 400),
+    limit=st.integers(1, 200),
+    seed=st.integers(0, 9),
+)
+def test_no_way_of_cutting_changes_a_row(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    group: int,
+    unit_rows: int,
+    limit: int,
+    seed: int,
+) -> None:
+    monkeypatch.setattr("embedkit.serving.units.ROW_GROUP_ROWS", limit)
+    root, embedding_set = tmp_path_factory.mktemp("cut"), make_set(seed)
+    rows = make_rows(sum(sizes), seed)
+    (root / "in").mkdir()
+    for i, size in enumerate(sizes):
+        part = rows.slice(sum(sizes[:i]), size)
+        pq.write_table(part, root / "in" / f"{i}.parquet", row_group_size=group)
+    summary = transform_dataset(embedding_set, root / "in", root / "out", unit_rows=unit_rows)
+    found = read(root / "out")
+    assert found["id"].to_pylist() == list(range(sum(sizes))) and summary.rows == sum(sizes)
+    np.testing.assert_array_equal(features(found, embedding_set), embedding_set.transform(rows))
+    for path in (root / "out").glob("*.parquet"):
+        footer = pq.read_metadata(path)
+        assert all(footer.row_group(i).num_rows <= limit for i in range(footer.num_row_groups))
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_bytes_do_not_depend_on_threads_or_on_the_kind_of_store(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, compression: str
+) -> None:
+    for workers in (1, 3):
+        transform_dataset(
+            embedding_set,
+            source,
+            tmp_path / str(workers),
+            workers=workers,
+            unit_rows=100,
+            compression=compression,
+        )
+    assert tree(tmp_path / "1") == tree(tmp_path / "3")
+    embedding_set.save(tmp_path / "store")
+    transform_dataset(tmp_path / "store", source, tmp_path / "s", unit_rows=100, compression=compression)
+    manifest = json.loads((tmp_path / "s" / "_manifest.json").read_bytes())
+    assert manifest["store_version"] == store.current_version(tmp_path / "store")
+    differing = {k for k, v in tree(tmp_path / "s").items() if v != tree(tmp_path / "1")[k]}
+    assert differing == {"_manifest.json"}
+
+
+def test_other_libraries_read_the_directory(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    pd = pytest.importorskip("pandas")
+    duckdb = pytest.importorskip("duckdb")
+    out = tmp_path / "features.parquet"
+    transform_dataset(embedding_set, source, out, unit_rows=100)
+    expected = read(out)["store_0"].to_numpy()
+    np.testing.assert_array_equal(pd.read_parquet(out)["store_0"].to_numpy(), expected)
+    np.testing.assert_array_equal(pl.read_parquet(f"{out}/*.parquet")["store_0"].to_numpy(), expected)
+    found = duckdb.sql(f"SELECT store_0 FROM '{out}/*.parquet' ORDER BY id").fetchnumpy()["store_0"]
+    np.testing.assert_array_equal(found, expected)
+
+
+def count_units(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
+    """Note the numbers of the units that are done; fail at one of them."""
+    done: list[int] = []
+    real = engines.transform_unit
+
+    def counting(job: engines.Job, unit: engines.Unit) -> dict:
+        if unit.index == fail_at:
+            raise InputError("the test stops here")
+        done.append(unit.index)
+        return real(job, unit)
+
+    monkeypatch.setattr(engines, "transform_unit", counting)
+    return done
+
+
+def test_resume_does_what_is_missing_and_nothing_else(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kwargs = {"unit_rows": 100, "workers": 1}
+    transform_dataset(embedding_set, source, tmp_path / "whole", **kwargs)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stops here"):
+        first = count_units(patch, fail_at=7)
+        transform_dataset(embedding_set, source, tmp_path / "out", **kwargs)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="not finished: resume it"):
+        transform_dataset(embedding_set, source, tmp_path / "out", **kwargs)
+    with pytest.raises(OutputError, match=r"was started with other \['layout', 'columns'\]"):
+        transform_dataset(embedding_set, source, tmp_path / "out", resume=True, layout="vector", **kwargs)
+    second = count_units(monkeypatch)
+    summary = transform_dataset(embedding_set, source, tmp_path / "out", resume=True, **kwargs)
+    assert set(first) >= set(range(7)) and not set(first) & set(second)
+    assert sorted(first + second) == list(range(summary.units))
+    assert summary.units_reused == len(first)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    again = transform_dataset(embedding_set, source, tmp_path / "out", resume=True, **kwargs)
+    assert again.units_reused == again.units and again.unknown == summary.unknown
+
+
+def test_resume_notices_another_file_under_an_old_name(
+    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kwargs = {"unit_rows": 500, "workers": 1}
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stops here"):
+        count_units(patch, fail_at=3)
+        transform_dataset(embedding_set, source, tmp_path / "out", **kwargs)
+    changed = rows.slice(500, 500).set_column(0, "id", pa.array(np.arange(500) + 7))
+    pq.write_table(changed, source / "1.parquet", row_group_size=100)
+    done = count_units(monkeypatch)
+    transform_dataset(embedding_set, source, tmp_path / "out", resume=True, **kwargs)
+    assert sorted(done) == [1, 3]
+    assert read(tmp_path / "out")["id"].to_pylist()[500:510] == list(range(7, 17))
+    assert verify_output(tmp_path / "out") == []
+
+
+def test_resume_does_lost_parts_again(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stops here"):
+        count_units(patch, fail_at=3)
+        transform_dataset(embedding_set, source, tmp_path / "out", unit_rows=500, workers=1)
+    folder = JobFolder(tmp_path / "out")
+    with open(folder.data / "part-000001.parquet", "ab") as file:
+        file.write(b"more")
+    (folder.data / "part-000002.parquet").unlink()
+    (folder.data / ".tmp-left-by-a-dead-worker").touch()
+    done = count_units(monkeypatch)
+    transform_dataset(embedding_set, source, tmp_path / "out", unit_rows=500, resume=True)
+    assert sorted(done) == [1, 2, 3]
+    assert verify_output(tmp_path / "out") == []
+
+
+def test_an_existing_output_is_replaced_only_on_request(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with pytest.raises(OutputError, match="out exists: choose another output, or overwrite it"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+    with pytest.raises(OutputError, match="out exists"):
+        transform_dataset(make_set(1), source, tmp_path / "out", resume=True)
+    assert tree(tmp_path / "out") == before
+    transform_dataset(make_set(1), source, tmp_path / "out", overwrite=True)
+    assert tree(tmp_path / "out").keys() == before.keys() and tree(tmp_path / "out") != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_second_job_is_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    expected = pytest.raises(OutputError, match=r"another job is writing .*out: wait for it")
+    with JobFolder(tmp_path / "out").lock(), expected:
+        transform_dataset(embedding_set, source, tmp_path / "out", resume=True, overwrite=True)
+    transform_dataset(embedding_set, source, tmp_path / "out")
+
+
+def test_the_lock_of_a_finished_job_is_worth_nothing(tmp_path: Path) -> None:
+    first, second = JobFolder(tmp_path / "out"), JobFolder(tmp_path / "out")
+    with first.lock():
+        first.remove()  # the second job opens a new lock file, not the one that has gone
+        with second.lock():
+            assert (second.root / "lock").exists()
+
+
+def test_too_many_unknown_values_fail_the_job_before_it_commits(
+    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    with pytest.raises(InputError, match=r"more than max_unknown=5.00% of the rows are unknown in .*'state'"):
+        transform_dataset(embedding_set, source, tmp_path / "out", max_unknown="5%")
+    assert not (tmp_path / "out").exists()
+    share = rows["state"].to_pylist().count("??") / 2_000
+    most = max(
+        share, rows["store"].to_pylist().count(999) / 2_000, rows["tail"].to_pylist().count("") / 2_000
+    )
+    summary = transform_dataset(embedding_set, source, tmp_path / "out", max_unknown=most, resume=True)
+    assert summary.committed and summary.units_reused == summary.units
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"layout": "long"}, r"layout must be one of \('wide', 'vector'\), got 'long'"),
+        ({"engine": "ray"}, r"engine must be one of \('plain', 'dask'\), got 'ray'"),
+        ({"compression": "gzip"}, "compression must be one of"),
+        ({"columns": "id"}, r"columns must be a list of names, got 'id': write \['id'\]"),
+        ({"columns": ["idd"]}, r"columns names \['idd'\], which .*0.parquet lacks \(did you mean 'id'\?\)"),
+        ({"partition_by": ["dya"]}, r"0.parquet lacks column\(s\) \['dya'\] \(did you mean 'day'\?\)"),
+        ({"max_unknown": "5 percent"}, r"max_unknown must be a fraction .* got '5 percent'"),
+        ({"max_unknown": 5}, "max_unknown must be a fraction"),
+        ({"workers": 0}, "workers must be a whole number >= 1, got 0"),
+        ({"version": "v000001"}, "version is for a store on disk"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, 'scheduler needs engine="dask"'),
+    ],
+)
+def test_settings_are_checked(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, kwargs: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        transform_dataset(embedding_set, source, tmp_path / "out", **kwargs)
+
+
+def test_unusable_inputs_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    (source / "more.csv").write_text("a\n1\n")
+    with pytest.raises(InputError, match=r"5 file\(s\) of format \['csv', 'parquet'\]"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
+        transform_dataset(embedding_set, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(InputError, match=r"0 file\(s\)"):
+        transform_dataset(embedding_set, source / "*.orc", tmp_path / "out")
+    with pytest.raises(InputError, match=r"output .*in holds the input"):
+        transform_dataset(embedding_set, source / "*.parquet", source, overwrite=True)
+    with pytest.raises(InputError, match="output must be on a file system where files can be renamed"):
+        transform_dataset(embedding_set, source / "*.parquet", "s3://bucket/out")
+
+
+def test_job_files(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'input = "{source}"\noutput = "{tmp_path / "out"}"\n'
+        'columns = ["id"]\nmax_unknown = "50%"\nworkers = 1\n'
+    )
+    transform_dataset(embedding_set, **load_job(job))
+    assert read(tmp_path / "out").column_names == ["id", *embedding_set.feature_names_out]
+    job.write_text("max-unknown = 0.5\n")
+    with pytest.raises(
+        InputError, match=r"unknown key\(s\) \['max-unknown'\] \(did you mean 'max_unknown'\?\)"
+    ):
+        load_job(job)
+    job.write_text("columns = [\n")
+    with pytest.raises(InputError, match=r"job\.toml cannot be read as TOML"):
+        load_job(job)
+
+
+def test_verify_output_finds_every_change(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    out = tmp_path / "out"
+    transform_dataset(embedding_set, source, out)
+    damaged, missing = out / "part-000001.parquet", out / "part-000002.parquet"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    missing.unlink()
+    (out / "stray").touch()
+    problems = verify_output(out)
+    assert [line.partition(" ")[0] for line in problems] == [str(damaged), str(missing), str(out / "stray")]
+    (out / "_manifest.json").write_bytes((out / "_manifest.json").read_bytes().replace(b"wide", b"Wide"))
+    with pytest.raises(InputError, match=r"no sound _manifest\.json"):
+        verify_output(out)
+
+
+def test_progress_shows_rows(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, capsys: pytest.CaptureFixture
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out", progress=True)
+    assert "2.00k/2.00k" in capsys.readouterr().err
