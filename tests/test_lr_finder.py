@@ -13,10 +13,12 @@ from hypothesis.extra import numpy as npst
 
 from embedkit.errors import InputError
 from embedkit.learning.lr_finder import (
+    RULES,
     LRFinderResult,
     find_lr,
     judge_curve,
     smith_bounds,
+    suggest_balanced,
     suggest_minimum,
     suggest_slide,
     suggest_steepest,
@@ -246,6 +248,7 @@ def test_suggestions_by_hand() -> None:
     losses = np.array([5.0, 4.9, 4.0, 2.0, 1.0, 9.0])
     assert suggest_minimum(lrs, losses) == pytest.approx(0.1)  # lowest at 1
     assert suggest_steepest(lrs, losses) == 1e-2  # from 4 to 2
+    assert suggest_balanced(lrs, losses) == pytest.approx(10**-1.5)  # between 0.1 and 0.01
     assert suggest_valley(lrs, losses) == 1e-2  # middle of the first five
     assert suggest_valley(lrs, np.sort(losses)[::-1]) == 1e-2  # all six fall
     assert suggest_valley(lrs, np.sort(losses)) == 1e-4  # none falls
@@ -270,7 +273,14 @@ def test_slide_by_hand() -> None:
 @given(losses=curves, scale=st.sampled_from([2.0**-20, 0.5, 2.0**20]))
 def test_units_of_the_loss_do_not_matter(losses: np.ndarray, scale: float) -> None:
     lrs = rates_for(losses)
-    for suggest in (suggest_minimum, suggest_steepest, suggest_valley, suggest_slide, smith_bounds):
+    for suggest in (
+        suggest_minimum,
+        suggest_steepest,
+        suggest_valley,
+        suggest_slide,
+        suggest_balanced,
+        smith_bounds,
+    ):
         assert suggest(lrs, losses * scale) == suggest(lrs, losses)
     assert judge_curve(losses * scale, False)[0] == judge_curve(losses, False)[0]
 
@@ -310,6 +320,22 @@ def test_smith_bounds_stop_where_the_accuracy_turns_ragged() -> None:
     assert 1e-3 < max_lr < 10**-2.5
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_alone_does_not_make_an_accuracy_ragged(seed: int) -> None:
+    lrs = np.geomspace(1e-6, 10, 141)
+    level = np.interp(np.log10(lrs), [-6, -3, -1, 0, 1], [0.5, 0.5, 0.9, 0.9, 0.4])
+    accuracy = level + np.random.default_rng(seed).normal(scale=0.08, size=141)
+    _, max_lr = smith_bounds(lrs, np.ones(141), accuracy)
+    assert 10**-2.2 < max_lr <= 1
+
+
+def test_smith_bounds_of_an_accuracy_that_never_rises_are_those_of_the_loss() -> None:
+    lrs = np.geomspace(1e-6, 10, 141)
+    losses = np.interp(np.log10(lrs), [-6, -4, -2, 0, 1], [2.0, 2.0, 0.4, 0.4, 90])
+    accuracy = 0.8 + np.random.default_rng(0).normal(scale=0.02, size=141)
+    assert smith_bounds(lrs, losses, accuracy) == smith_bounds(lrs, losses)
+
+
 def test_smith_bounds_without_a_start_take_a_quarter() -> None:
     lrs = np.geomspace(1e-3, 1, 31)
     base_lr, max_lr = smith_bounds(lrs, np.linspace(1, 2, 31))  # worse from the first rate on
@@ -322,12 +348,16 @@ def test_a_good_curve_is_used() -> None:
     assert (
         result.reason == "the loss starts at 1, its lowest is 0.2916, and then it grows"
     )  # running median of 13 points
-    assert set(result.suggestions) == {
-        "minimum", "steepest", "valley", "slide", "smith_base", "smith_max"
-    }  # fmt: skip
+    assert set(result.suggestions) == set(RULES)
     assert result.suggestion == result.suggestions["valley"]
     for rule in ("steepest", "valley", "smith_base", "smith_max"):
         assert 1e-5 < result.suggestions[rule] < 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rule_is_the_callers_choice(rule: str) -> None:
+    result = find_lr(Scripted(good_loss), rule=rule)
+    assert result.suggestion == result.suggestions[rule]
 
 
 def noisy(lr_to_loss: Callable[[float], float], scale: float, seed: int = 0) -> Callable[[float], float]:
@@ -345,8 +375,8 @@ def test_a_noisy_curve_that_falls_is_used(seed: int) -> None:
     [
         (lambda lr: 0.7, {}, "a flat curve, raise end_lr"),
         (lambda lr: 0.7 - 0.006 * (lr > 1e-4) * (lr < 1), {}, "a flat curve"),
-        (noisy(lambda lr: 0.7, 0.1), {}, "within its noise of 0.*: take a larger batch_size"),
-        (noisy(good_loss, 2.0), {"stop_factor": 1e9, "end_lr": 0.1}, "within its noise"),
+        (noisy(lambda lr: 0.7, 0.1), {}, "which its noise can explain: raise num_iter or batch_size"),
+        (noisy(good_loss, 2.0), {"stop_factor": 1e9, "end_lr": 0.1}, "which its noise can explain"),
         (good_loss, {"end_lr": 1e-2}, "at the highest rate: it still falls, raise end_lr"),
         (lambda lr: 1 + lr, {"start_lr": 0.1}, "it diverges at once, lower start_lr"),
         (lambda lr: 10**lr, {"start_lr": 1.0}, "starts at 11.*: it diverges at once, lower start_lr"),
@@ -394,6 +424,7 @@ def test_a_real_network_gets_a_usable_rate() -> None:
         ({"num_iter": 0}, "num_iter must be at least 1, got num_iter=0"),
         ({"stop_factor": 1.0}, "stop_factor must be more than 1"),
         ({"smoothing": 1.0}, "smoothing must be at least 0 and under 1"),
+        ({"rule": "best"}, "rule must be one of minimum, .*, got 'best'"),
         ({"fallback": 0.0}, "fallback must be a positive rate"),
     ],
 )

@@ -13,10 +13,12 @@ import numpy as np
 
 from embedkit.errors import InputError
 
+RULES = ("minimum", "steepest", "valley", "slide", "balanced", "smith_base", "smith_max")
 FALLBACK_LR = 1e-3  # Adam's own default (Kingma & Ba, arXiv 1412.6980, algorithm 1)
 MIN_POINTS = 20
 SKIP_END = 5
 SLIDE_WIDTH = 15
+CLEAR = 5.5  # standard errors of the running median that noise alone hardly ever moves in one sweep
 
 
 class Trainable(Protocol):
@@ -47,10 +49,9 @@ class LRFinderResult:
     accuracies : ndarray of shape (n_iterations,) or None
         Accuracy of each step, where the task has one.
     suggestions : dict of str to float
-        The rate that each rule suggests: "minimum", "steepest", "valley", "slide", "smith_base" and
-        "smith_max". Empty when the curve is too short to read.
+        The rate that each of `RULES` suggests. Empty when the curve is too short to read.
     suggestion : float
-        The rate to use: "valley" when the curve is reliable, the caller's fallback when it is not.
+        The rate to use: the chosen rule's when the curve is reliable, the fallback when it is not.
     reliable : bool
         Whether the curve can be trusted.
     reason : str
@@ -75,6 +76,7 @@ def find_lr(
     num_iter: int = 100,
     stop_factor: float = 4.0,
     smoothing: float = 0.98,
+    rule: str = "valley",
     fallback: float = FALLBACK_LR,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> LRFinderResult:
@@ -96,6 +98,8 @@ def find_lr(
         Growth of the smoothed loss at which the sweep ends.
     smoothing : float, default=0.98
         Weight of the past in the smoothed loss, from 0 (none) to under 1.
+    rule : {"minimum", "steepest", "valley", "slide", "balanced", "smith_base", "smith_max"}
+        Whose rate is the suggestion, "valley" by default.
     fallback : float, default=1e-3
         What `LRFinderResult.suggestion` is when the curve is not reliable.
     progress : callable, optional
@@ -108,7 +112,7 @@ def find_lr(
     Raises
     ------
     InputError
-        A number out of range.
+        A number out of range, or an unknown rule.
 
     References
     ----------
@@ -117,6 +121,8 @@ def find_lr(
     read) are those of fastai 2.8, ``callback/schedule.py``.
     """
     _check_arguments(start_lr, end_lr, num_iter, stop_factor, smoothing, fallback)
+    if rule not in RULES:
+        raise InputError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     rates = np.geomspace(start_lr, end_lr, num_iter)
     losses, smoothed, accuracies = [], [], []
     average, best, diverged = 0.0, np.inf, False
@@ -147,6 +153,7 @@ def find_lr(
         np.array(accuracies, dtype=float) if has_accuracy else None,
         skip_start=num_iter // 10,
         diverged=diverged,
+        rule=rule,
         fallback=fallback,
     )
 
@@ -227,6 +234,15 @@ def suggest_slide(
     return float(lrs[min(low, len(lrs) - 1 - width)])
 
 
+def suggest_balanced(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """Half way, on the logarithmic axis, between `suggest_valley` and `suggest_minimum`.
+
+    The one tends to be too low and the other too high, and both move with the smoothing and with
+    the length of the sweep; their mean moves less. Parameters and result: see `suggest_minimum`.
+    """
+    return float(np.sqrt(suggest_valley(lrs, losses) * suggest_minimum(lrs, losses)))
+
+
 def smith_bounds(
     lrs: np.ndarray, losses: np.ndarray, accuracies: np.ndarray | None = None
 ) -> tuple[float, float]:
@@ -234,7 +250,8 @@ def smith_bounds(
 
     `base_lr` is where the accuracy starts to rise: where it has left 10 % of its whole rise behind
     for good. `max_lr` is where it slows, turns ragged or falls: where it first has 90 % of its rise,
-    or has given back a tenth of it. A loss is read upside down. Where no start is seen below
+    or has given back a tenth of it. A loss is read upside down, and it is read too where accuracy
+    does not rise by more than its noise (as where one class is rare). Where no start is seen below
     `max_lr`, `base_lr` is a quarter of it, Smith's other rule.
 
     Parameters
@@ -254,11 +271,14 @@ def smith_bounds(
     ----------
     Smith, arXiv 1506.01186, section 3.3.
     """
-    height = _running_median(-losses if accuracies is None else accuracies)
+    height = -losses if accuracies is None else accuracies
+    height, error = _running_median(height)
     start, peak = _first_level(height), int(np.argmax(height))
     rise = height[peak] - start
+    if accuracies is not None and rise <= CLEAR * error:
+        return smith_bounds(lrs, losses)
     climb = height[: peak + 1]
-    fallen_back = np.maximum.accumulate(climb) - climb > 0.1 * rise
+    fallen_back = np.maximum.accumulate(climb) - climb > max(0.1 * rise, CLEAR * error)
     high = int(np.argmax((climb >= start + 0.9 * rise) | fallen_back))
     under = np.flatnonzero(climb[: high + 1] < start + 0.1 * rise)
     low = int(under[-1]) + 1 if len(under) else 0
@@ -269,9 +289,9 @@ def smith_bounds(
 def judge_curve(losses: np.ndarray, diverged: bool) -> tuple[bool, str]:
     """Whether the curve of a range test says anything about the rate.
 
-    A good curve is long enough, falls by more than 1 % of its start and by more than twice its own
-    noise (which noise alone does in one sweep of a thousand), and has a lowest point before the end
-    of the sweep.
+    A good curve is long enough, falls by more than 1 % of its start and by more than its noise can
+    explain (noise alone does it in fewer than one sweep of a hundred), and has a lowest point before
+    the end of the sweep.
 
     Parameters
     ----------
@@ -291,16 +311,15 @@ def judge_curve(losses: np.ndarray, diverged: bool) -> tuple[bool, str]:
         return False, f"the loss diverges after {n} steps: lower start_lr or raise num_iter"
     if n < MIN_POINTS:
         return False, f"only {n} steps, too few to read: take at least {MIN_POINTS} (num_iter)"
-    middle = _running_median(losses)
-    start, lowest, end = _first_level(middle), float(middle[n // 5 :].min()), float(middle[-1])
-    noise = _noise(losses)
-    fall = start - lowest
+    middle, error = _running_median(losses)
+    start, lowest = _first_level(middle), float(middle[n // 5 :].min())
+    clear = max(CLEAR * error, 0.01 * abs(start))
     seen = f"the loss starts at {start:.4g}, its lowest is {lowest:.4g}"
-    if fall <= max(2 * noise, 0.01 * abs(start)):
-        if diverged or end - start > max(2 * noise, 0.01 * abs(start)):
+    if start - lowest <= clear:
+        if middle[n // 2] - start > clear:
             return False, f"{seen}: it diverges at once, lower start_lr"
-        if noise > 0.005 * abs(start):
-            return False, f"{seen}, within its noise of {noise:.2g}: take a larger batch_size"
+        if CLEAR * error >= clear:
+            return False, f"{seen}, which its noise can explain: raise num_iter or batch_size"
         return False, f"{seen}: a flat curve, raise end_lr or check that the inputs say anything"
     if not diverged and np.argmin(middle) >= n - SKIP_END:
         return False, f"{seen}, at the highest rate: it still falls, raise end_lr"
@@ -315,6 +334,7 @@ def _read_curve(
     *,
     skip_start: int,
     diverged: bool,
+    rule: str,
     fallback: float,
 ) -> LRFinderResult:
     reliable, reason = judge_curve(losses, diverged)
@@ -327,12 +347,13 @@ def _read_curve(
             "steepest": suggest_steepest(lrs[part], smoothed[part]),
             "valley": suggest_valley(lrs[part], smoothed[part]),
             "slide": suggest_slide(lrs[part], smoothed[part]),
+            "balanced": suggest_balanced(lrs[part], smoothed[part]),
             "smith_base": base_lr,
             "smith_max": max_lr,
         }
     elif reliable:
         reliable, reason = False, f"only {len(lrs)} steps before the loss diverges: raise num_iter"
-    suggestion = suggestions["valley"] if reliable else fallback
+    suggestion = suggestions[rule] if reliable else fallback
     return LRFinderResult(lrs, losses, smoothed, accuracies, suggestions, suggestion, reliable, reason)
 
 
@@ -351,25 +372,20 @@ def _check_arguments(
         raise InputError(f"fallback must be a positive rate, got {fallback=}")
 
 
-def _running_median(values: np.ndarray) -> np.ndarray:
-    """Median of the points around each point: an eighth of the curve, 9 points at least.
+def _running_median(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Median of the points around each point (an eighth of the curve, 9 at least) and its standard error.
 
     The ends are mirrored: repeated, one noisy last point would become its own median.
     """
     half = max(4, len(values) // 16)
     padded = np.pad(values, half, mode="reflect")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+    # Second differences of independent noise have 6 times its variance, and a straight line has none;
+    # 0.6745 is the median size of a standard normal variable, unmoved by the explosion at the end.
+    noise = np.median(np.abs(np.diff(values, 2))) / 0.6745 / np.sqrt(6)
+    return medians, float(noise * np.sqrt(np.pi / 2 / (2 * half + 1)))
 
 
 def _first_level(values: np.ndarray) -> float:
     """Where a curve starts: the median of its first fifth."""
     return float(np.median(values[: max(1, len(values) // 5)]))
-
-
-def _noise(values: np.ndarray) -> float:
-    """Standard deviation of the noise about a smooth curve, unmoved by the explosion at its end.
-
-    Second differences of independent noise have 6 times its variance, and a straight line has none;
-    0.6745 is the median of the absolute value of a standard normal variable.
-    """
-    return float(np.median(np.abs(np.diff(values, 2))) / 0.6745 / np.sqrt(6))

@@ -1,0 +1,1 @@
+"""Pictures of a learned set and of its training."""
