@@ -109,7 +109,7 @@ def everything(network: Network) -> list[np.ndarray]:
     arrays = [value.numpy().copy() for value in network.model.state_dict().values()]
     arrays += [np.asarray(v).copy() for state in moments["state"].values() for v in state.values()]
     arrays += [np.array(moments["param_groups"][0]["lr"]), torch.get_rng_state().numpy().copy()]
-    kind, keys, *rest = np.random.get_state()
+    _, keys, *rest = np.random.get_state()
     return [*arrays, keys.copy(), np.array(rest)]
 
 

@@ -132,7 +132,7 @@ def test_nothing_is_clipped(name: str) -> None:
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_an_unwritable_path_is_one_clear_error(name: str, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write the picture .*nowhere.*: No such file or directory"):
+    with pytest.raises(OutputError, match=r"cannot write the picture .*nowhere.*: No such file"):
         PICTURES[name](tmp_path / "nowhere" / "a.png")
 
 

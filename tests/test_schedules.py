@@ -65,7 +65,8 @@ def test_one_cycle_by_hand() -> None:
 @pytest.mark.parametrize(("total_steps", "pct_start"), [(10, 0.1), (10, 1.0), (1, 0.3)])
 def test_one_cycle_survives_a_way_up_or_down_of_no_length(total_steps: int, pct_start: float) -> None:
     rates = one_cycle(np.arange(total_steps), 0.4, total_steps, pct_start=pct_start)
-    assert np.isfinite(rates).all() and (rates > 0).all() and rates.max() <= 0.4
+    assert (rates > 0).all()
+    assert rates.max() <= 0.4
     if total_steps > 1:
         assert rates[round(pct_start * total_steps) - 1] == pytest.approx(0.4)
 
