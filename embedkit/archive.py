@@ -1,0 +1,131 @@
+"""A fitted estimator in a stored set: the network's weights and what it takes to predict with them."""
+
+import importlib.metadata
+import io
+import os
+import platform
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit import store
+from embedkit.errors import StoreError, require
+from embedkit.learning.learned import History, Learned, NetworkShape
+from embedkit.learning.numeric import NumericInputs
+from embedkit.learning.targets import Head
+
+if TYPE_CHECKING:
+    from embedkit.encoder import EntityEmbeddingBase
+
+Estimator = TypeVar("Estimator", bound="EntityEmbeddingBase")
+
+WEIGHTS = "network.safetensors"
+HISTORY = "report/history.parquet"
+LR_FINDER = "report/lr_finder.parquet"
+_LIBRARIES = ("torch", "numpy", "pyarrow", "scikit-learn")
+
+
+def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
+    """What the manifest says of a fitted estimator, as JSON can hold it."""
+    learned: Learned = estimator._learned
+    return {
+        "estimator": type(estimator).__name__,
+        "parameters": {name: _plain(value) for name, value in estimator.get_params(deep=False).items()},
+        "feature_names_in": list(estimator._input_names()),
+        "from_names": hasattr(estimator, "feature_names_in_"),
+        "single_target": estimator._single,
+        "heads": [head.to_json() for head in learned.heads],
+        "numeric_inputs": learned.inputs.to_json(),
+        "network": learned.shape.to_json(),
+        "axes": {
+            feature: {name: np.round(values, 6).tolist() for name, values in axes.items()}
+            for feature, axes in learned.axes.items()
+        },
+        "max_lr": learned.max_lr,
+        "history": learned.history.epochs,
+        "best_epoch": learned.history.best_epoch,
+        "restarts": learned.history.restarts,
+        "library_versions": {
+            "embedkit": importlib.metadata.version("embedkit"),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def save(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:
+    """Publish a fitted estimator as a new version of a stored set; the version's name."""
+    numpy_format = require("safetensors.numpy", "train")
+    learned: Learned = estimator._learned
+    attachments = {
+        WEIGHTS: numpy_format.save(learned.weights),
+        HISTORY: _parquet(pa.Table.from_pylist(learned.history.epochs)),
+    }
+    if learned.lr_finder is not None:
+        finder = learned.lr_finder
+        columns = {"lr": finder.lrs, "loss": finder.losses, "smoothed_loss": finder.smoothed_losses}
+        if finder.accuracies is not None:
+            columns["accuracy"] = finder.accuracies
+        attachments[LR_FINDER] = _parquet(pa.table(columns))
+    return store.publish(path, estimator.embeddings_, attachments=attachments)
+
+
+def load(kind: type[Estimator], path: str | os.PathLike, version: str | None = None) -> Estimator:
+    """Load an estimator of a kind from a stored set that `save` wrote.
+
+    Raises
+    ------
+    StoreError
+        If the set holds no estimator, or one of another kind, or is damaged.
+    """
+    numpy_format = require("safetensors.numpy", "train")
+    if version is None:
+        version = store.current_version(path)
+    embeddings = store.load(path, version)
+    content = embeddings.metadata
+    if content.get("estimator") != kind.__name__:
+        found = content.get("estimator", "embeddings only")
+        raise StoreError(f"{os.fspath(path)} holds {found}, not {kind.__name__}: load it as what it is")
+    parameters = content["parameters"]
+    estimator = kind(**parameters)
+    names = content["feature_names_in"]
+    estimator.n_features_in_ = len(names)
+    if content["from_names"]:
+        estimator.feature_names_in_ = np.array(names, dtype=object)
+    estimator._single = content["single_target"]
+    estimator._learned = Learned(
+        tables=tuple(embeddings.values()),
+        numerics=embeddings.numerics,
+        heads=tuple(Head.from_json(head) for head in content["heads"]),
+        inputs=NumericInputs.from_json(content["numeric_inputs"]),
+        shape=NetworkShape.from_json(content["network"]),
+        weights=numpy_format.load(store.read_attachment(path, WEIGHTS, version)),
+        axes={
+            feature: {name: np.array(values) for name, values in axes.items()}
+            for feature, axes in content["axes"].items()
+        },
+        history=History(content["history"], [], content["best_epoch"], content["restarts"]),
+        lr_finder=None,
+        max_lr=content["max_lr"],
+    )
+    estimator._publish()
+    return estimator
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON can hold it; what it cannot is told in words."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else None
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Learning the vectors: the only part of embedkit that imports torch."""

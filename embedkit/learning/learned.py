@@ -1,0 +1,155 @@
+"""What goes into learning and what comes out of it: plain numbers and arrays, readable without torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from embedkit.columns import EmbeddingTable, NumericColumn
+from embedkit.errors import InputError
+from embedkit.learning.lr_finder import LRFinderResult
+from embedkit.learning.numeric import NumericInputs
+from embedkit.learning.targets import Head
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to learn; see `embedkit.EntityEmbeddingEncoder` for the meaning of each."""
+
+    embedding_dim: Any = "auto"
+    min_frequency: float | None = None
+    max_categories: int | None = None
+    numeric: str = "scale"
+    hidden_layer_sizes: tuple[int, ...] = (200, 100)
+    dropout: float = 0.1
+    embedding_dropout: float = 0.2
+    unknown_fraction: float = 0.03
+    shrinkage: float = 0.05
+    min_reliability: float = 0.5
+    weight_decay: float = 0.01
+    max_lr: float | str = 0.01
+    schedule: str = "one_cycle"
+    schedule_options: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int | str = "auto"
+    max_epochs: int = 10
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 5
+    device: str = "auto"
+    seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "embedding_dropout", "unknown_fraction", "min_reliability"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
+        for name in ("shrinkage", "weight_decay"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}")
+        for name in ("max_epochs", "n_iter_no_change"):
+            _check_count(name, getattr(self, name))
+        if self.batch_size != "auto":
+            _check_count("batch_size", self.batch_size, least=2)
+        if self.max_lr != "auto" and not (isinstance(self.max_lr, Real) and 0 < self.max_lr < np.inf):
+            raise InputError(f"max_lr must be 'auto' or a positive number, got {self.max_lr!r}")
+        for units in self.hidden_layer_sizes:
+            _check_count("hidden_layer_sizes", units)
+
+
+def _check_count(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """The sizes of a network: all that is needed to build it again.
+
+    Attributes
+    ----------
+    num_embeddings, embedding_dims : tuple of int
+        Rows and width of each table.
+    n_numeric : int
+        Numeric inputs, flags for missing values included.
+    hidden_layer_sizes : tuple of int
+        Units of each ReLU layer.
+    n_outputs : int
+        Units of the last layer.
+    """
+
+    num_embeddings: tuple[int, ...]
+    embedding_dims: tuple[int, ...]
+    n_numeric: int
+    hidden_layer_sizes: tuple[int, ...]
+    n_outputs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "NetworkShape":
+        """The shape that `to_json` wrote."""
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+
+
+@dataclass
+class History:
+    """What a training was like.
+
+    Attributes
+    ----------
+    epochs : list of dict
+        ``epoch, train_loss, validation_loss, validation_accuracy`` (the last two None where there is none), of each epoch.
+    lrs : list of float
+        Learning rate of each step.
+    best_epoch : int
+        Epoch whose weights were kept.
+    restarts : int
+        How often an unstable epoch was taken back.
+    """
+
+    epochs: list[dict[str, float | None]] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What learning leaves behind: nothing in it needs torch.
+
+    Attributes
+    ----------
+    tables : tuple of EmbeddingTable
+    numerics : tuple of NumericColumn
+    heads : tuple of Head
+    inputs : NumericInputs
+        How the numeric columns enter the network.
+    shape : NetworkShape
+    weights : dict of str to ndarray
+        All numbers of the network.
+    axes : dict of str to dict of str to ndarray of shape (embedding_dim,)
+        Per feature the "reliability" of every axis that was learned, the dropped ones included, and its "share" of
+        the table's variance; see `embedkit.learning.axes`.
+    history : History
+    lr_finder : LRFinderResult or None
+        The range test behind an automatic rate.
+    max_lr : float
+        Peak learning rate used.
+    """
+
+    tables: tuple[EmbeddingTable, ...]
+    numerics: tuple[NumericColumn, ...]
+    heads: tuple[Head, ...]
+    inputs: NumericInputs
+    shape: NetworkShape
+    weights: dict[str, np.ndarray]
+    axes: dict[str, dict[str, np.ndarray]]
+    history: History
+    lr_finder: LRFinderResult | None
+    max_lr: float

@@ -1,0 +1,125 @@
+"""The network: entity embeddings and numbers, side by side, under ReLU layers.
+
+Source: Guo & Berkhahn 2016, arXiv 1604.06737, figure 1; dropout and batch norm as in fastai's tabular model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from embedkit.errors import InputError
+from embedkit.learning.learned import NetworkShape
+
+MAX_AUTO_DIM = 50
+
+
+def embedding_dims(
+    features: Sequence[str],
+    num_embeddings: Sequence[int],
+    embedding_dim: str | int | Mapping[str, int] | Callable[[int], int],
+) -> tuple[int, ...]:
+    """The width of each table while it is learned.
+
+    Parameters
+    ----------
+    features : sequence of str
+        Names of the categorical columns.
+    num_embeddings : sequence of int
+        Rows of each table.
+    embedding_dim : "auto", int, dict or callable
+        "auto" is fastai's rule, ``1.6 * num_embeddings ** 0.56``, at most 50; a dict names some features and leaves
+        the others to the rule; a callable gets ``num_embeddings``.
+
+    Raises
+    ------
+    InputError
+        If a width is no positive whole number, or a dict names an unknown feature.
+    """
+    if isinstance(embedding_dim, Mapping):
+        unknown = sorted(set(embedding_dim) - set(features))
+        if unknown:
+            raise InputError(f"embedding_dim names {unknown}, categorical columns are {list(features)}")
+    dims = []
+    for feature, rows in zip(features, num_embeddings, strict=True):
+        dim = embedding_dim.get(feature, "auto") if isinstance(embedding_dim, Mapping) else embedding_dim
+        if isinstance(dim, str) and dim == "auto":
+            dim = min(MAX_AUTO_DIM, round(1.6 * rows**0.56))
+        elif callable(dim):
+            dim = dim(rows)
+        if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool) or dim < 1:
+            raise InputError(
+                f"embedding_dim of {feature!r} must be 'auto' or a positive whole number, got {dim!r}"
+            )
+        dims.append(int(dim))
+    return tuple(dims)
+
+
+class EntityEmbeddingNetwork(nn.Module):
+    """Tables of vectors and the layers that read them.
+
+    The tables take no part in autograd: `embedkit.learning.optimizer.TableOptimizer` moves them from the gradient at
+    their looked-up vectors.
+
+    Parameters
+    ----------
+    shape : NetworkShape
+    dropout, embedding_dropout : float
+        Fraction of hidden units, and of vector elements, set to zero in training.
+    """
+
+    def __init__(self, shape: NetworkShape, dropout: float = 0.0, embedding_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.shape = shape
+        # Zero is where the prior is: a category moves away by evidence only. The layers' random weights break the symmetry.
+        tables = zip(shape.num_embeddings, shape.embedding_dims, strict=True)
+        self.tables = nn.ParameterList(
+            nn.Parameter(torch.zeros(rows, dim), requires_grad=False) for rows, dim in tables
+        )
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        layers: list[nn.Module] = []
+        width = sum(shape.embedding_dims) + shape.n_numeric
+        for units in shape.hidden_layer_sizes:
+            layers += [nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU(), nn.Dropout(dropout)]
+            width = units
+        self.layers = nn.Sequential(*layers, nn.Linear(width, shape.n_outputs))
+
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Vectors of all features side by side."""
+        vectors = [table[codes[:, i]] for i, table in enumerate(self.tables)]
+        return torch.cat(vectors, dim=1)  # (batch, sum of embedding_dims)
+
+    def forward(self, embedded: torch.Tensor, numeric: torch.Tensor) -> torch.Tensor:
+        """Outputs from looked-up vectors and numbers."""
+        inputs = torch.cat([self.embedding_dropout(embedded), numeric], dim=1)
+        return self.layers(inputs)  # (batch, n_outputs)
+
+
+def weights_of(network: EntityEmbeddingNetwork) -> dict[str, np.ndarray]:
+    """All learned numbers of a network, by name."""
+    state = network.state_dict()
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def build(shape: NetworkShape, weights: Mapping[str, np.ndarray]) -> EntityEmbeddingNetwork:
+    """A network from its shape and weights, ready to predict."""
+    network = EntityEmbeddingNetwork(shape)
+    network.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in weights.items()})
+    return network.eval()
+
+
+def predict(
+    network: EntityEmbeddingNetwork, codes: np.ndarray, numeric: np.ndarray, batch_size: int = 65_536
+) -> np.ndarray:
+    """Outputs for coded rows, float32 of shape (n_rows, n_outputs)."""
+    network.eval()
+    device = next(network.layers.parameters()).device
+    outputs = np.empty((len(codes), network.shape.n_outputs), dtype=np.float32)
+    with torch.no_grad():
+        for start in range(0, len(codes), batch_size):
+            rows = slice(start, start + batch_size)
+            embedded = network.lookup(torch.as_tensor(codes[rows], device=device))
+            numbers = torch.as_tensor(numeric[rows], device=device)
+            outputs[rows] = network(embedded, numbers).cpu().numpy()
+    return outputs

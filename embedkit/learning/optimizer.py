@@ -1,0 +1,114 @@
+"""The optimizer of the embedding tables: shrinkage that knows the counts.
+
+Adam divides each element's gradient by that element's own history, so a category seen three times takes steps as
+large as one seen 3,000 times, and memorises noise. Here a table has one second moment, a scalar over the rows of
+the batch, and a Gaussian prior on its vectors (an L2 penalty on their sum of squares, once per row of the table):
+a vector moves from zero only as far as the rows of its category carry it, as random effects do in a mixed model
+(Simchoni & Rosset, LMMNN, NeurIPS 2021).
+
+Only the rows of a batch are touched. What the prior does to the others in the meantime is one common factor per
+step; its logarithm is summed up and applied when a row is next looked up, which is exact.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+class TableOptimizer:
+    """Moves the vectors of a batch.
+
+    Parameters
+    ----------
+    tables : sequence of tensor of shape (num_embeddings, embedding_dim)
+        Changed in place.
+    priors : sequence of float
+        Precision of the prior of each table, per row of the data: the penalty is
+        ``prior / 2 * sum of squares``, added to the mean loss.
+    beta : float, default=0.99
+        Decay of the second moment, per step.
+    """
+
+    def __init__(self, tables: Sequence[torch.Tensor], priors: Sequence[float], beta: float = 0.99) -> None:
+        self.tables, self.priors, self.beta = list(tables), list(priors), beta
+        device = self.tables[0].device
+        sizes = [len(table) for table in self.tables]
+        self.dims = [table.shape[1] for table in self.tables]
+        self.offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], device=device)
+        self.sums = [torch.zeros_like(table) for table in self.tables]  # gradients, zero between steps
+        self.hits = torch.zeros(sum(sizes), device=device)  # zero between steps
+        self.second_moments = torch.zeros(len(sizes), device=device)
+        self.shrunk = torch.zeros(len(sizes), dtype=torch.float64, device=device)  # log factor so far
+        self.applied = torch.zeros(sum(sizes), dtype=torch.float64, device=device)  # of it, per table row
+        self.num_steps = 0
+
+    def catch_up(self, codes: torch.Tensor) -> None:
+        """Bring the vectors of a batch up to date; call before they are looked up."""
+        rows = codes + self.offsets  # (batch, n_features)
+        factors = torch.exp(self.shrunk - self.applied[rows]).float()
+        for i, table in enumerate(self.tables):
+            table[codes[:, i]] = table[codes[:, i]] * factors[:, i, None]
+        self.applied[rows] = self.shrunk.expand(len(rows), -1)
+
+    def catch_up_all(self) -> None:
+        """Bring all vectors up to date; call before the tables are read as a whole."""
+        for i, table in enumerate(self.tables):
+            start = int(self.offsets[i])
+            applied = self.applied[start : start + len(table)]
+            table.mul_(torch.exp(self.shrunk[i] - applied).float()[:, None])
+            applied.copy_(self.shrunk[i].expand(len(table)))
+
+    def step(self, codes: torch.Tensor, gradient: torch.Tensor, lr: float) -> None:
+        """Take one step.
+
+        Parameters
+        ----------
+        codes : tensor of shape (batch, n_features)
+            The rows of the tables that were looked up.
+        gradient : tensor of shape (batch, sum of embedding_dims)
+            Of the mean loss by the looked-up vectors.
+        lr : float
+            Learning rate.
+        """
+        self.num_steps += 1
+        rows = codes + self.offsets  # (batch, n_features)
+        flat = rows.flatten()
+        self.hits.index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
+        share = 1 / self.hits[rows]  # of its category's entry that a batch row stands for
+        self.hits[flat] = 0
+        active = share.sum(dim=0)  # (n_features,)
+        summed = []
+        for i, part in enumerate(gradient.split(self.dims, dim=1)):
+            sums = self.sums[i].index_add_(0, codes[:, i], part)
+            summed.append(sums[codes[:, i]])  # (batch, dim), the same for rows of one category
+            sums[codes[:, i]] = 0
+        squares = torch.stack([part.square().mean(dim=1) for part in summed], dim=1)  # (batch, n_features)
+        moment = (squares * share).sum(dim=0) / active
+        self.second_moments.lerp_(moment, 1 - self.beta)
+        unbiased = self.second_moments / (1 - self.beta**self.num_steps)
+        rates = (lr / (unbiased.sqrt() + 1e-12)).tolist()
+        for i, table in enumerate(self.tables):
+            # Past one half a step of the prior would overshoot; then it only halves.
+            decay = min(rates[i] * self.priors[i], 0.5)
+            column = codes[:, i]
+            # Rows of one category write the same value: the order of the writes does not matter.
+            table[column] = table[column] * (1 - decay) - rates[i] * summed[i]
+            self.shrunk[i] += math.log1p(-decay)
+        self.applied[rows] = self.shrunk.expand(len(rows), -1)
+
+    def state(self) -> dict[str, torch.Tensor | int]:
+        """A copy of all that a step changes, the tables apart."""
+        return {
+            "second_moments": self.second_moments.clone(),
+            "shrunk": self.shrunk.clone(),
+            "applied": self.applied.clone(),
+            "num_steps": self.num_steps,
+        }
+
+    def load_state(self, state: dict[str, torch.Tensor | int]) -> None:
+        """Put back what `state` copied."""
+        self.second_moments.copy_(state["second_moments"])
+        self.shrunk.copy_(state["shrunk"])
+        self.applied.copy_(state["applied"])
+        self.num_steps = state["num_steps"]

@@ -1,0 +1,221 @@
+"""What the network predicts: one head per target column, from labels to numbers and back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from embedkit.errors import InputError
+
+TARGET_TYPES = ("auto", "continuous", "binary", "multiclass")
+# A numeric target with more distinct values than this is continuous under "auto": ratings, miles per gallon.
+MAX_AUTO_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Head:
+    """One target.
+
+    Attributes
+    ----------
+    name : str
+        Name of the target column.
+    kind : {"continuous", "binary", "multiclass"}
+        What is predicted: a number, one of two classes, one of several classes.
+    classes : ndarray of shape (n_classes,) or None
+        Sorted class labels; None for a continuous target.
+    center, scale : float
+        Mean and standard deviation (units of the target) of a continuous target: the network sees
+        ``(y - center) / scale``.
+    """
+
+    name: str
+    kind: str
+    classes: np.ndarray | None = None
+    center: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def n_outputs(self) -> int:
+        """Units in the network's last layer."""
+        return len(self.classes) if self.kind == "multiclass" else 1
+
+    def encode(self, y: np.ndarray) -> np.ndarray:
+        """Targets as the network sees them: standardised numbers or class indices, float32 of shape (n_rows,)."""
+        if self.kind == "continuous":
+            return ((y - self.center) / self.scale).astype(np.float32)
+        return np.searchsorted(self.classes, y).astype(np.float32)
+
+    def decode(self, outputs: np.ndarray) -> np.ndarray:
+        """Network outputs, shape (n_rows, n_outputs), as predicted numbers or labels, shape (n_rows,)."""
+        if self.kind == "continuous":
+            return outputs[:, 0].astype(np.float64) * self.scale + self.center
+        if self.kind == "binary":
+            return self.classes[(outputs[:, 0] > 0).astype(int)]
+        return self.classes[outputs.argmax(axis=1)]
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Probability of each class in the order of `classes`, float64 of shape (n_rows, n_classes)."""
+        logits = outputs.astype(np.float64)
+        if self.kind == "binary":
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The head as JSON can hold it."""
+        classes = None if self.classes is None else self.classes.tolist()
+        dtype = None if self.classes is None else self.classes.dtype.str
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "classes": classes,
+            "classes_dtype": dtype,
+            "center": self.center,
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Head":
+        """The head that `to_json` wrote."""
+        dtype = content["classes_dtype"]
+        classes = None
+        if dtype is not None:
+            classes = np.array(content["classes"], dtype=object if dtype == "|O" else np.dtype(dtype))
+        return cls(content["name"], content["kind"], classes, content["center"], content["scale"])
+
+
+def make_heads(
+    y: np.ndarray, names: Sequence[str], target_type: str, sample_weight: np.ndarray | None = None
+) -> tuple[Head, ...]:
+    """Decide what each target column is and measure what its head needs.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_rows, n_targets)
+        The targets; see `as_targets`.
+    names : sequence of str
+        Names of the targets.
+    target_type : {"auto", "continuous", "binary", "multiclass"}
+        "auto" takes numbers with a fraction, and numbers of more than 20 distinct values, as continuous,
+        all else as classes.
+    sample_weight : ndarray of shape (n_rows,), optional
+        Rows of weight 0 do not exist.
+
+    Returns
+    -------
+    tuple of Head
+
+    Raises
+    ------
+    InputError
+        If a target is missing somewhere, infinite, all one value, or does not fit `target_type`.
+    """
+    if target_type not in TARGET_TYPES:
+        raise InputError(f"target_type must be one of {', '.join(TARGET_TYPES)}, got {target_type=}")
+    if sample_weight is None:
+        sample_weight = np.ones(len(y))
+    present = sample_weight > 0
+    return tuple(
+        _make_head(y[present, i], name, target_type, sample_weight[present]) for i, name in enumerate(names)
+    )
+
+
+def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.ndarray) -> Head:
+    numeric = y.dtype.kind in "iuf"
+    if numeric and not np.isfinite(y).all():
+        bad = np.flatnonzero(~np.isfinite(y))
+        what = "missing" if np.isnan(y[bad]).all() else "NaN or infinity"
+        raise InputError(
+            f"target {name!r} is {what} in {len(bad)} row(s), the first is row {bad[0]}: "
+            "input y contains NaN or infinity; drop these rows"
+        )
+    if not numeric:
+        missing = np.flatnonzero(pd.isna(y))
+        if len(missing):
+            raise InputError(
+                f"target {name!r} is missing in {len(missing)} row(s), the first is row {missing[0]}: "
+                "input y contains NaN; drop these rows"
+            )
+    try:
+        distinct = np.unique(y)
+    except TypeError:
+        raise InputError(f"target {name!r} mixes types that cannot be sorted: cast it to one type") from None
+    if len(distinct) < 2:
+        found = f"{distinct[0]!r}" if len(distinct) else "no value"
+        raise InputError(
+            f"target {name!r} holds one class or value only ({found} in all {len(y)} row(s)): "
+            "at least 2 classes or values are needed to learn from"
+        )
+    kind = target_type if target_type != "auto" else _kind(y, distinct)
+    if kind == "continuous":
+        if not numeric and y.dtype.kind != "b":
+            raise InputError(f"target {name!r} must hold numbers, found {y.dtype}: cast it, or learn classes")
+        y = y.astype(np.float64)
+        center = np.average(y, weights=sample_weight)
+        scale = np.sqrt(np.average((y - center) ** 2, weights=sample_weight))
+        return Head(name, kind, None, float(center), float(scale))
+    if kind == "binary" and len(distinct) != 2:
+        raise InputError(f"target {name!r} must hold 2 classes, found {len(distinct)}: use 'multiclass'")
+    if numeric and y.dtype.kind == "f" and (distinct % 1 != 0).any():
+        raise InputError(
+            f"Unknown label type: target {name!r} holds numbers with a fraction, which are not classes: "
+            "learn it as 'continuous'"
+        )
+    return Head(name, "binary" if len(distinct) == 2 else kind, distinct)
+
+
+def _kind(y: np.ndarray, distinct: np.ndarray) -> str:
+    if len(distinct) == 2:
+        return "binary"
+    fraction = y.dtype.kind == "f" and (distinct % 1 != 0).any()
+    many = y.dtype.kind in "iuf" and len(distinct) > MAX_AUTO_CLASSES
+    return "continuous" if fraction or many else "multiclass"
+
+
+def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
+    """Bring targets into columns.
+
+    Parameters
+    ----------
+    y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
+        The targets.
+
+    Returns
+    -------
+    columns : ndarray of shape (n_rows, n_targets)
+    names : list of str
+        Column names of a frame, the name of a Series, or "y", "y0", "y1", ...
+    single : bool
+        Whether `y` was one-dimensional.
+    """
+    name = getattr(y, "name", None)
+    columns = getattr(y, "columns", None)
+    if columns is not None and hasattr(y, "to_numpy"):
+        names, values = [str(column) for column in columns], np.asarray(y.to_numpy())
+    else:
+        if hasattr(y, "to_numpy"):
+            values = np.asarray(y.to_numpy())
+        else:
+            values = np.asarray(y)
+        width = 1 if values.ndim == 1 else values.shape[1]
+        names = [str(name) if name is not None else "y"] if width == 1 else [f"y{i}" for i in range(width)]
+    single = values.ndim == 1
+    values = values.reshape(len(values), -1)
+    if values.dtype == object:
+        values = _narrow(values)
+    if values.dtype.kind in "SUO" or values.dtype.kind in "biuf":
+        return values, names, single
+    raise InputError(f"target must hold numbers, booleans or strings, found {values.dtype}: cast it")
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Objects that are all numbers, booleans or strings become an array of these."""
+    kinds = {type(value) for value in values.ravel()}
+    if all(issubclass(kind, (int, float, np.number)) and kind is not bool for kind in kinds):
+        return values.astype(np.float64) if not kinds <= {int} else values.astype(np.int64)
+    if kinds <= {bool, np.bool_}:
+        return values.astype(bool)
+    return values.astype(str) if kinds <= {str, np.str_} else values

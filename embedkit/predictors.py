@@ -1,0 +1,98 @@
+"""The network itself as a classifier and a regressor."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.validation import check_is_fitted
+
+from embedkit.encoder import EntityEmbeddingBase
+from embedkit.errors import InputError, require
+from embedkit.frames import numeric_block
+
+
+class _NetworkMixin:
+    def _outputs(self, X: Any) -> list[np.ndarray]:
+        """Outputs of the network, one array of shape (n_rows, n_outputs) per head."""
+        check_is_fitted(self)
+        require("torch", "train")
+        from embedkit.learning.network import build, predict
+
+        learned = self._learned
+        table = self._read(X, reset=False)
+        codes = np.empty((table.num_rows, len(learned.tables)), dtype=np.int32)
+        for i, part in enumerate(learned.tables):
+            codes[:, i] = part.encode(table[part.feature])
+        numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
+        outputs = predict(build(learned.shape, learned.weights), codes, numeric)
+        ends = np.cumsum([head.n_outputs for head in learned.heads])[:-1]
+        return np.split(outputs, ends, axis=1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict the target of every row.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            Columns as in `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows,) or (n_rows, n_targets)
+            Class labels, or numbers in units of the target.
+        """
+        outputs = self._outputs(X)
+        decoded = [head.decode(part) for head, part in zip(self._learned.heads, outputs, strict=True)]
+        return decoded[0] if self._single else np.stack(decoded, axis=1)
+
+
+class EntityEmbeddingClassifier(ClassifierMixin, _NetworkMixin, EntityEmbeddingBase):
+    """Classify rows with the network that learns the embeddings; `transform` gives the vectors.
+
+    Parameters and fitted attributes are those of `EntityEmbeddingEncoder`; `target_type` may be "auto", "binary" or
+    "multiclass", and "auto" takes every target as classes.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,), or a list of these for several targets
+        Class labels, sorted: the order of the columns of `predict_proba`.
+    """
+
+    def predict_proba(self, X: Any) -> np.ndarray | list[np.ndarray]:
+        """Probability of each class.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            Columns as in `fit`.
+
+        Returns
+        -------
+        float64 array of shape (n_rows, n_classes)
+            Columns in the order of `classes_`; a list of these for several targets.
+        """
+        outputs = self._outputs(X)
+        parts = [head.probabilities(part) for head, part in zip(self._learned.heads, outputs, strict=True)]
+        return parts[0] if self._single else parts
+
+    def _target_type(self) -> str:
+        if self.target_type == "continuous":
+            raise InputError(
+                "a classifier cannot learn target_type 'continuous': use EntityEmbeddingRegressor"
+            )
+        return "multiclass" if self.target_type == "auto" else self.target_type
+
+
+class EntityEmbeddingRegressor(RegressorMixin, _NetworkMixin, EntityEmbeddingBase):
+    """Predict numbers with the network that learns the embeddings; `transform` gives the vectors.
+
+    Parameters and fitted attributes are those of `EntityEmbeddingEncoder`; `target_type` may be "auto" or
+    "continuous", which is the same here.
+    """
+
+    def _target_type(self) -> str:
+        if self.target_type not in ("auto", "continuous"):
+            raise InputError(
+                f"a regressor cannot learn target_type {self.target_type!r}: use EntityEmbeddingClassifier"
+            )
+        return "continuous"
