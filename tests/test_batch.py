@@ -137,7 +137,7 @@ def test_directories_can_be_given_up(tmp_path: Path, rows: pa.Table, embedding_s
 
 def test_too_many_directories_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
     big = write_dataset(tmp_path / "big", make_rows(1_100), files=1)
-    with pytest.raises(InputError, match=r"0.parquet, row group 0 to 10: columns \['id'\] have 1100 values"):
+    with pytest.raises(InputError, match=r"0.parquet, row groups 0 to 10: columns \['id'\] have 1100 values"):
         transform_dataset(embedding_set, big, tmp_path / "out", partition_by=["id"])
 
 

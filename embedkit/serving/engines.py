@@ -77,7 +77,7 @@ def _run_dask(
             # One thread each: threads would wait for one another at Python's lock.
             scheduler = stack.enter_context(
                 distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+                    n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
                 )
             )
         client = stack.enter_context(distributed.Client(scheduler))

@@ -12,6 +12,7 @@ Everything that counts is written to a temporary sibling, synced and renamed, so
 moment leaves nothing that a later one could take for finished work.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -52,6 +53,8 @@ class PartFile:
 
     def __init__(self, root: Path, name: str, schema: pa.Schema, options: Mapping[str, Any]) -> None:
         self._name, self._path = name, root / name
+        if not root.is_dir():  # a worker that everybody took for dead must not begin anew
+            raise FileNotFoundError(errno.ENOENT, "the job is over", str(root))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self._path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
         self._digest, self._size, self._rows = hashlib.sha256(), 0, 0
@@ -151,6 +154,8 @@ class JobFolder:
 
     def start(self, settings: Mapping[str, Any]) -> None:
         """Remember what is being made. From here on the job can be resumed."""
+        self.data.mkdir()
+        self._records.mkdir()
         write_atomic(self._job, seal(settings))
 
     def clear(self) -> None:
@@ -174,7 +179,6 @@ class JobFolder:
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Put the manifest beside the parts, and give the result its name. What is at that name now goes."""
         parts = {part["path"] for unit in manifest["units"] for part in unit["files"]}
-        self.data.mkdir(exist_ok=True)
         write_atomic(self.data / MANIFEST, seal(manifest))
         _sweep(self.data, parts | {MANIFEST})
         if self.output.exists():
@@ -248,7 +252,6 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that appears whole, under a name that survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:

@@ -259,7 +259,10 @@ def _empty(job: Job, embedding_set: EmbeddingSet) -> pa.Table:
 
 def _join_places(places: list[str]) -> str:
     first, last = places[0], places[-1]
-    return first if first == last else f"{first} to {last.rpartition(' ')[2]}"
+    if first == last:
+        return first
+    start, number = first.rsplit(" ", 1)
+    return f"{start}s {number} to {last.rpartition(' ')[2]}"
 
 
 def _kept_column(table: pa.Table, field: pa.Field, place: str) -> pa.ChunkedArray:

@@ -1,0 +1,107 @@
+"""Engines schedule and nothing else: the bytes are those of the plain run, also when workers die."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from batch_data import make_rows, make_set, tree, write_dataset
+
+from embedkit.errors import InputError
+from embedkit.serving.batch import transform_dataset, verify_output
+from embedkit.serving.output import JobFolder
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    return make_rows(3_000)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, rows: pa.Table) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "in", rows)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, source: Path) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("plain") / "out"
+    transform_dataset(make_set(), source, out, unit_rows=100)
+    return tree(out)
+
+
+def test_dask_starts_a_cluster_of_its_own(tmp_path: Path, source: Path, plain: dict[str, bytes]) -> None:
+    out = tmp_path / "out"
+    summary = transform_dataset(make_set(), source, out, unit_rows=100, engine="dask", workers=1)
+    assert summary.rows == 3_000
+    assert tree(out) == plain
+
+
+def test_dask_survives_the_death_of_three_workers(
+    tmp_path: Path, source: Path, plain: dict[str, bytes]
+) -> None:
+    out = tmp_path / "out"
+    records = JobFolder(out).root / "records"
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+    ) as cluster:
+        killed: set[int] = set()
+        stop = threading.Event()
+
+        def kill_three_workers() -> None:
+            # Each time some more units are done, a worker dies, the ones that replace the dead too.
+            while len(killed) < 3 and not stop.wait(0.01):
+                done = len(list(records.glob("*.json"))) if records.exists() else 0
+                pids = {nanny.pid for nanny in cluster.workers.values()} - killed - {None}
+                if pids and done > 3 * len(killed):
+                    killed.add(min(pids))
+                    os.kill(min(pids), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_three_workers)
+        killer.start()
+        try:
+            summary = transform_dataset(
+                make_set(), source, out, unit_rows=100, engine="dask", scheduler=cluster.scheduler_address
+            )
+        finally:
+            stop.set()
+            killer.join()
+    assert len(killed) == 3
+    assert summary.units == 32
+    assert tree(out) == plain
+    assert verify_output(out) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_dask_reports_the_error_of_a_unit(tmp_path: Path, rows: pa.Table) -> None:
+    source = write_dataset(tmp_path / "in", rows)
+    changed = rows.set_column(1, "store", rows["day"])
+    write_dataset(tmp_path / "more", changed, files=1, row_group_rows=1_000)
+    (tmp_path / "more" / "0.parquet").rename(source / "2.parquet")
+    with pytest.raises(
+        InputError, match=r"2\.parquet, row groups 0 to 2: column 'store' was int64 when learned"
+    ):
+        transform_dataset(make_set(), source, tmp_path / "out", columns=[], engine="dask", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_engine_names_its_extra(tmp_path: Path, source: Path) -> None:
+    code = (
+        "import sys; sys.modules['distributed'] = None\n"
+        "from batch_data import make_set\n"
+        "from embedkit.errors import MissingExtraError\n"
+        "from embedkit.serving.batch import transform_dataset\n"
+        "try:\n"
+        f"    transform_dataset(make_set(), {str(source)!r}, {str(tmp_path / 'out')!r}, engine='dask')\n"
+        "except MissingExtraError as error:\n"
+        "    print(error)\n"
+    )
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout == 'distributed is not installed; pip install "embedkit[dask]"\n', run.stderr
