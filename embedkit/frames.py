@@ -50,7 +50,7 @@ def to_table(
 
     Parameters
     ----------
-    X : pandas, polars or Arrow table, any eager frame that narwhals knows, or array of shape (n_rows, n_columns)
+    X : any eager frame that narwhals knows (pandas, polars, Arrow), or array of shape (n_rows, n_columns)
         The data. Columns of an array, or of a list of rows, are named by `feature_names`.
     columns : sequence of str, optional
         The columns to convert, in this order; others are not looked at. All by default.
@@ -166,8 +166,8 @@ def column_roles(
         family = type_family(field.type)
         if family == "other":
             raise InputError(
-                f"column {field.name!r} holds {field.type}: a category argument must be a string or a number, "
-                "so turn its cells into strings or drop it"
+                f"column {field.name!r} holds {field.type}: a category argument must be a string "
+                "or a number; turn its cells into strings or drop it"
             )
         if family == "number" and not pa.types.is_dictionary(field.type):
             (categorical if field.name in categorical_features else numeric).append(field.name)
@@ -253,7 +253,7 @@ def _is_pandas(X: Any, kind: str) -> bool:
 
 
 def _source(X: Any, feature_names: Sequence[str] | None) -> tuple[list[Any], Callable[[int, bool], Any]]:
-    """Names of the columns of ``X``, and a function that reads the column at a position (as strings or not)."""
+    """Name the columns of ``X``, and give a function that reads the one at a position (as strings or not)."""
     if isinstance(X, (pa.Table, pa.RecordBatch)):
         return X.schema.names, lambda i, _: X.column(i)
     if _is_pandas(X, "DataFrame"):
@@ -320,8 +320,7 @@ def _python_column(cells: np.ndarray, name: str, as_strings: bool) -> pa.Array:
         pass
     else:
         family = type_family(column.type)
-        # Arrow takes any cell for a date or a time that comes after one, and drops the time of day of a datetime.
-        mixed = family == "time" and _several_clocks(cells)
+        mixed = _takes_one_for_another(family, cells)
         if family == "string" or not (as_strings or mixed):
             return column
     import pandas as pd
@@ -341,7 +340,12 @@ def _as_text(cell: Any) -> str:
     return cell.decode() if isinstance(cell, bytes) else str(cell)
 
 
-def _several_clocks(cells: np.ndarray) -> bool:
+def _takes_one_for_another(family: str, cells: np.ndarray) -> bool:
+    """Whether Arrow made numbers of booleans, or dates of numbers or datetimes; some orders of rows let it."""
+    if family == "number":
+        return any(isinstance(cell, (bool, np.bool_)) for cell in cells)
+    if family != "time":
+        return False
     import pandas as pd
 
     present = cells[~pd.isna(cells)]

@@ -1,4 +1,4 @@
-"""Category values become integer codes; what missing, unknown and rare mean is decided here and nowhere else."""
+"""Category values become codes; what missing, unknown and rare mean is decided here and nowhere else."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +37,7 @@ class Vocabulary:
         Sorted and unique, of the column's own type: string, int64, double, bool, decimal, date, time or
         timestamp (narrower types are widened to these).
     counts : int64 array of shape (num_embeddings,), float64 if weighted
-        Rows (or their total weight) seen in fit: missing, rare values folded into unknown, then each category.
+        Rows (or their weight) seen in fit: missing, rare values folded into unknown, then each category.
 
     Raises
     ------
@@ -201,7 +201,8 @@ class Vocabulary:
             except pa.ArrowException as error:
                 detail = " ({})".format(str(error).partition("\n")[0])
         raise InputError(
-            f"column {self.feature!r} was {learned} when learned, is {found} now{detail}: cast it to {learned}"
+            f"column {self.feature!r} was {learned} when learned, "
+            f"is {found} now{detail}: cast it to {learned}"
         )
 
     def _encode_distinct(self, values: pa.Array) -> np.ndarray:
@@ -232,8 +233,8 @@ def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Arr
     """
     if type_family(column.type) == "other":
         raise InputError(
-            f"column {feature!r} holds {column.type}: a category argument must be a string or a number, "
-            "so turn its cells into strings or drop it"
+            f"column {feature!r} holds {column.type}: a category argument must be a string or a number; "
+            "turn its cells into strings or drop it"
         )
     if isinstance(column, pa.Array):
         column = pa.chunked_array([column])

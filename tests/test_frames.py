@@ -71,6 +71,7 @@ def test_missing_cells_become_null(missing, present):
         (pd.Series([0, 3], dtype="Sparse[int]"), [0, 3]),
         (pd.Series([b"a", "b"]), ["a", "b"]),
         (pd.Series([1, "a", None]), ["1", "a", None]),
+        (pd.Series([b"a", 1]), ["a", "1"]),
         (pd.Series([{"a": 1}, 2.5]), ["{'a': 1}", "2.5"]),
         (
             pd.Series([datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1, 5)]),
@@ -282,7 +283,7 @@ def test_wrong_names_are_refused(categorical_features, message):
 
 @pytest.mark.parametrize("cells", [[[1]], [{"a": 1}]])
 def test_nested_columns_are_refused(cells):
-    with pytest.raises(InputError, match="column 'c' holds .*argument must be a string or a number"):
+    with pytest.raises(InputError, match=r"column 'c' holds .*argument must be a string or a number"):
         column_roles(to_table(pd.DataFrame({"c": cells})))
 
 

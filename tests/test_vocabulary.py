@@ -274,7 +274,7 @@ def test_fit_refuses(column, settings, message):
 
 
 def test_integers_beyond_64_bits_are_refused():
-    with pytest.raises(InputError, match="column 'c' does not fit .*: cast it to string"):
+    with pytest.raises(InputError, match=r"column 'c' does not fit .*: cast it to string"):
         Vocabulary.fit(pa.array([2**64 - 1], pa.uint64()), "c")
 
 
