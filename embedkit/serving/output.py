@@ -60,8 +60,12 @@ class PartFile:
         self._digest, self._size, self._rows = hashlib.sha256(), 0, 0
         self._dropped = False
         self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed in close and discard
-        self._sink = pa.PythonFile(self, mode="w")
-        self._writer = pq.ParquetWriter(self._sink, schema, **options)
+        self._writer = None
+        try:
+            self._writer = pq.ParquetWriter(pa.PythonFile(self, mode="w"), schema, **options)
+        except BaseException:
+            self.discard()
+            raise
 
     @property
     def closed(self) -> bool:
@@ -103,7 +107,8 @@ class PartFile:
             return
         self._dropped = True  # a Parquet writer writes a footer when it goes, come what may
         with suppress(OSError, pa.ArrowException):
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
