@@ -341,7 +341,7 @@ def _as_text(cell: Any) -> str:
 
 
 def _takes_one_for_another(family: str, cells: np.ndarray) -> bool:
-    """Whether Arrow made numbers of booleans, or dates of numbers or datetimes; some orders of rows let it."""
+    """Whether Arrow made numbers of booleans, or dates of numbers or datetimes, as in some orders it does."""
     if family == "number":
         return any(isinstance(cell, (bool, np.bool_)) for cell in cells)
     if family != "time":

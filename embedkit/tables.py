@@ -191,7 +191,7 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
 
 
 def _run(function: Callable[[Any], Any], items: Sequence[Any], num_rows: int) -> list[Any]:
-    """Apply a function to every item, on threads if there are rows enough: numpy and Arrow release the GIL."""
+    """Apply a function to every item, on threads if there are many rows: numpy and Arrow release the GIL."""
     threads = min(pa.cpu_count(), len(items)) if num_rows >= _THREADED_ROWS else 1
     if threads < 2:
         return [function(item) for item in items]

@@ -1,8 +1,6 @@
 """Category values become codes; what missing, unknown and rare mean is decided here and nowhere else."""
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +15,6 @@ MISSING = 0
 UNKNOWN = 1
 #: Code of the first category.
 FIRST = 2
-
-# Below this size hashing the vocabulary anew costs less than importing pandas to keep the hash.
-_INDEX_MIN_CARDINALITY = 2_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +62,7 @@ class Vocabulary:
         object.__setattr__(self, "counts", counts)
 
     def __reduce__(self) -> tuple:
-        # Only the fields: the lookup index is larger than the vocabulary and quickly built again.
+        # An array in a plain pickle would come back writeable.
         return Vocabulary, (self.feature, self.categories, self.counts)
 
     @classmethod
@@ -158,7 +153,10 @@ class Vocabulary:
         values, rows = _factorize(column, self.feature)
         codes = np.full(len(values) + 1, MISSING, dtype=np.int32)
         if values.null_count < len(values):
-            codes[:-1] = self._encode_distinct(self._as_learned(values))
+            values = self._as_learned(values)
+            found = _positions(values, self.categories)
+            codes[:-1] = np.where(found < 0, UNKNOWN, found + FIRST)
+            codes[:-1][is_null(values)] = MISSING
         return codes.take(rows)
 
     def decode(self, codes: np.ndarray) -> pa.Array:
@@ -204,26 +202,6 @@ class Vocabulary:
             f"column {self.feature!r} was {learned} when learned, "
             f"is {found} now{detail}: cast it to {learned}"
         )
-
-    def _encode_distinct(self, values: pa.Array) -> np.ndarray:
-        if not len(self.categories):
-            found = np.full(len(values), -1)
-        elif len(self.categories) > max(_INDEX_MIN_CARDINALITY, 4 * len(values)):
-            found = np.full(len(values), -1)
-            known = ~is_null(values)
-            found[known] = self._index.get_indexer(_pandas_keys(values.drop_null()))
-        else:
-            found = _positions(values, self.categories)
-        codes = np.where(found < 0, UNKNOWN, found + FIRST)
-        codes[is_null(values)] = MISSING
-        return codes
-
-    @cached_property
-    def _index(self) -> Any:
-        """A hash of the categories that outlives one call: Arrow's is built anew by every ``index_in``."""
-        index = _pandas_keys(self.categories)
-        index.get_indexer(index[:1])  # builds the hash now, before other threads can see the index
-        return index
 
 
 def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Array, np.ndarray]:
@@ -292,19 +270,34 @@ def _canonical(values: pa.Array, feature: str) -> pa.Array:
 
 
 def _positions(values: pa.Array, categories: pa.Array) -> np.ndarray:
-    """Position of each value among the categories, -1 for null and where there is none; int32."""
-    found = pc.index_in(values, value_set=categories, skip_nulls=True)
-    return as_numpy(found, null=-1)
+    """Position of each value among the sorted categories, -1 for null and where there is none."""
+    if len(categories) <= 4 * len(values):
+        if not len(categories):
+            return np.full(len(values), -1)
+        return as_numpy(pc.index_in(values, value_set=categories, skip_nulls=True), null=-1)
+    # index_in hashes all categories in every call: seconds, for ten million of them. A search for sorted
+    # values finds each near the one before, in memory that the cache still holds.
+    order = pc.sort_indices(values)[: len(values) - values.null_count]  # nulls come last
+    known = values.take(order)
+    places = _bisect(categories[:-1], known)
+    hits = pc.equal(categories.take(places), known)
+    found = np.full(len(values), -1)
+    found[as_numpy(order)] = as_numpy(pc.if_else(hits, places.cast(pa.int64()), None), null=-1)
+    return found
 
 
-def _pandas_keys(values: pa.Array) -> Any:
-    """The values as an index of pandas: text as Python objects, times as integers."""
-    import pandas as pd
-
-    if type_family(values.type) == "time":
-        values = values.view(pa.int64() if values.type.bit_width == 64 else pa.int32())
-    keys = values.to_numpy(zero_copy_only=False)
-    return pd.Index(keys, dtype=keys.dtype)
+def _bisect(ordered: pa.Array, values: pa.Array) -> pa.Array:
+    """For each value, how many of the ordered ones are below it."""
+    if hasattr(pc, "search_sorted") and not pa.types.is_decimal(values.type):
+        return pc.search_sorted(ordered, values)
+    low = np.zeros(len(values), dtype=np.int64)
+    high = np.full(len(values), len(ordered))
+    while (low < high).any():
+        middle = (low + high) // 2
+        below = pc.less(ordered.take(pa.array(np.minimum(middle, len(ordered) - 1))), values)
+        below = as_numpy(below.cast(pa.uint8())).view(np.bool_)
+        low, high = np.where(below & (low < high), middle + 1, low), np.where(below, high, middle)
+    return pa.array(low)
 
 
 def _is_increasing(categories: pa.Array) -> bool:
