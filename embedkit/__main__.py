@@ -1,0 +1,5 @@
+"""`python -m embedkit` is the command `embedkit`."""
+
+from embedkit.cli import main
+
+main(prog_name="embedkit")

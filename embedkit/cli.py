@@ -1,0 +1,300 @@
+"""The command `embedkit`: one thin command per library call."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+import embedkit
+from embedkit import console
+from embedkit.console import Commands, Names, Number, Widths
+
+NAMES = Names()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(embedkit.__version__, prog_name="embedkit")
+def main() -> None:
+    """Entity embeddings for tables: learn once, use everywhere.
+
+    \b
+    Try it:
+      embedkit demo
+      embedkit fit train.parquet --target Sales --categorical Store,DayOfWeek --out stores.embedkit
+    """
+
+
+def learning_options(command: Callable) -> Callable:
+    """Add the options that `fit` and `lr-find` share."""
+    options = [
+        click.argument("data", type=click.Path()),
+        click.option("--target", type=NAMES, required=True, help="Column to predict; or several: a,b."),
+        click.option("--columns", type=NAMES, default="", help="Columns to learn from.  [default: all others]"),
+        click.option("--drop", type=NAMES, default="", help="Columns to leave out: ids, leaks."),
+        click.option(
+            "--categorical",
+            "--categorical-features",
+            "categorical_features",
+            type=NAMES,
+            default="",
+            help="Integer ids and dates to take as categories; texts and booleans always are.",
+        ),
+        click.option("--weight", help="Column with the weights of the rows."),
+        click.option("--skip-missing-target", is_flag=True, help="Leave out rows that lack a target."),
+        click.option(
+            "--task",
+            "--target-type",
+            "task",
+            type=click.Choice(["auto", "continuous", "binary", "multiclass"]),
+            default="auto",
+            show_default=True,
+            help="What the target is; auto takes numbers of more than 20 distinct values as continuous.",
+        ),
+        click.option(
+            "--embedding-dim",
+            type=Widths("auto"),
+            default="auto",
+            show_default=True,
+            help="Width of the vectors: a number, or Store=10,DayOfWeek=4.",
+        ),
+        click.option(
+            "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
+        ),
+        click.option("--max-categories", type=int, help="Most categories to keep of a column."),
+        click.option("--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
+        click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Random seed."),
+        click.option(
+            "--threads", type=click.IntRange(1), expose_value=False, callback=_use_threads, help="CPU threads."
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None) -> None:
+    # torch and Arrow read it when they are loaded, which no command has done yet.
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+@main.command()
+@learning_options
+@click.option("--out", required=True, type=click.Path(), help="Stored set to write, NAME.embedkit by custom.")
+@click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
+@click.option("--max-epochs", type=int, default=10, show_default=True, help="Passes over the data.")
+@click.option(
+    "--schedule",
+    type=click.Choice(
+        ["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]
+    ),
+    default="one_cycle",
+    show_default=True,
+    help="Shape of the learning rate.",
+)
+@click.option("--early-stopping", is_flag=True, help="Hold out rows and stop when these get no better.")
+@click.option(
+    "--numeric",
+    type=click.Choice(["scale", "passthrough", "drop"]),
+    default="scale",
+    show_default=True,
+    help="What becomes of numbers when rows are transformed.",
+)
+def fit(
+    data: str, out: str, target: tuple, columns: tuple, drop: tuple, weight: str | None,
+    skip_missing_target: bool, task: str, quiet: bool, **parameters: Any,
+) -> None:  # fmt: skip
+    """Learn vectors for the categories in DATA (CSV or Parquet) and store them.
+
+    \b
+    Example:
+      embedkit fit train.parquet --target Sales --categorical Store,DayOfWeek --out stores.embedkit
+    """
+    from embedkit import files
+
+    files.check_output(out)
+    rows = files.read_training(
+        data, target, columns=columns, drop=drop, weight=weight, skip_missing_target=skip_missing_target
+    )
+    began = time.perf_counter()
+    estimator = rows.estimator(task, verbose=int(not quiet), **parameters)
+    version = estimator.fit(rows.X, rows.y, rows.sample_weight).save(out)
+    if not quiet:
+        click.echo(console.fit_summary(estimator, rows.X.num_rows, time.perf_counter() - began))
+        click.echo(f"Stored in {out} as {version}.")
+        click.echo(console.next_steps(out, estimator.embeddings_, data))
+
+
+@main.command()
+@learning_options
+@click.option("--start-lr", type=float, default=1e-7, show_default=True, help="First rate.")
+@click.option("--end-lr", type=float, default=10.0, show_default=True, help="Last rate.")
+@click.option("--num-iter", type=int, default=100, show_default=True, help="Steps.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Picture to write, a PNG.")
+def lr_find(
+    data: str, target: tuple, columns: tuple, drop: tuple, weight: str | None, skip_missing_target: bool,
+    task: str, start_lr: float, end_lr: float, num_iter: int, plot: str | None, quiet: bool, **parameters: Any,
+) -> None:  # fmt: skip
+    """Find the learning rate for DATA by a range test: raise it from step to step and watch the loss.
+
+    \b
+    Example:
+      embedkit lr-find train.parquet --target Sales --categorical Store --plot lr.png
+    """
+    from embedkit import files
+    from embedkit.report.plots import plot_lr_finder
+
+    if plot:
+        files.check_writable(plot)
+    rows = files.read_training(
+        data, target, columns=columns, drop=drop, weight=weight, skip_missing_target=skip_missing_target
+    )
+    estimator = rows.estimator(task, verbose=int(not quiet), **parameters)
+    sweep = {"start_lr": start_lr, "end_lr": end_lr, "num_iter": num_iter}
+    result = estimator.find_lr(rows.X, rows.y, rows.sample_weight, **sweep)
+    if plot:
+        plot_lr_finder(result, plot)
+    if not quiet:
+        click.echo(console.finder_summary(result))
+
+
+@main.command()
+@click.argument("store", type=click.Path())
+@click.argument("feature", required=False)
+@click.option("--neighbors", metavar="CATEGORY", help="List the categories nearest to this one.")
+@click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="How many neighbours.")
+@click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="How many rows.")
+@click.option("--version", help="Version of the set.  [default: the current one]")
+def inspect(
+    store: str, feature: str | None, neighbors: str | None, k: int, rows: int, version: str | None
+) -> None:
+    """Show what a stored set holds, the rows of one FEATURE, or the neighbours of a category.
+
+    \b
+    Examples:
+      embedkit inspect stores.embedkit
+      embedkit inspect stores.embedkit Store --neighbors 262
+    """
+    embedding_set = embedkit.EmbeddingSet.load(store, version)
+    if feature is None:
+        if neighbors is not None:
+            raise click.UsageError("--neighbors needs a FEATURE: embedkit inspect STORE FEATURE --neighbors X")
+        click.echo(console.set_summary(embedding_set))
+        return
+    table = embedding_set.subset([feature])[feature]
+    if neighbors is None:
+        click.echo(console.table_rows(table, rows))
+    else:
+        click.echo(console.neighbor_rows(table, neighbors, k))
+
+
+@main.command()
+@click.argument("store", type=click.Path())
+@click.option(
+    "--format",
+    type=click.Choice(["parquet", "csv", "vector", "sql"]),
+    default="parquet",
+    show_default=True,
+    help="vector has a vector in one column; sql adds the query that joins the tables.",
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Directory to write to.")
+@click.option("--features", type=NAMES, default="", help="Which features.  [default: all]")
+@click.option(
+    "--dialect",
+    type=click.Choice(["duckdb", "postgres", "spark"]),
+    default="duckdb",
+    show_default=True,
+    help="Database, for --format sql.",
+)
+@click.option("--version", help="Version of the set.  [default: the current one]")
+def export(store: str, format: str, out: str, features: tuple, dialect: str, version: str | None) -> None:
+    """Write the tables of a stored set as plain files, one per feature.
+
+    \b
+    Example:
+      embedkit export stores.embedkit --format csv --out tables
+    """
+    from embedkit.serving.export import export_tables
+    from embedkit.serving.sql import export_sql
+
+    embedding_set = embedkit.EmbeddingSet.load(store, version)
+    if features:
+        embedding_set = embedding_set.subset(features)
+    if format == "sql":
+        paths = export_sql(embedding_set, out, dialect=dialect)
+    else:
+        paths = export_tables(embedding_set, out, format=format)
+    click.echo("\n".join(map(str, paths)))
+
+
+@main.command()
+@click.argument("store", type=click.Path(), required=False)
+@click.argument("input", type=click.Path(), required=False)
+@click.argument("output", type=click.Path(), required=False)
+@click.option("--job", type=click.Path(), help="TOML file with these settings; what is given here goes first.")
+@click.option("--columns", type=NAMES, help="Columns of the input to keep.  [default: all]")
+@click.option("--replace", is_flag=True, default=None, help="Leave out the columns that were looked up.")
+@click.option("--layout", type=click.Choice(["wide", "vector"]), help="Columns, or a vector per feature.")
+@click.option("--partition-by", type=NAMES, help="Columns that name the directories of the output.")
+@click.option("--compression", type=click.Choice(["none", "snappy", "lz4", "zstd"]), help="Of the Parquet files.")
+@click.option("--max-unknown", metavar="SHARE", help="Stop above this share of unknown values: 5%.")
+@click.option("--resume", is_flag=True, default=None, help="Go on with an interrupted job.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace the output.")
+@click.option("--dry-run", is_flag=True, default=None, help="Only say what would be done.")
+@click.option("--engine", type=click.Choice(["plain", "dask"]), help="What runs the job.")
+@click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster.")
+@click.option("--workers", type=click.IntRange(1), help="Processes at a time.")
+@click.option("--version", help="Version of the set.  [default: the current one]")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress.")
+def transform(job: str | None, quiet: bool, **settings: Any) -> None:
+    """Look up the rows of INPUT (CSV or Parquet, a file or a directory) and write OUTPUT, a Parquet dataset.
+
+    \b
+    Example:
+      embedkit transform stores.embedkit big.parquet features.parquet
+    """
+    from embedkit.serving.batch import transform_dataset
+    from embedkit.serving.config import load_job
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    settings = {"progress": console.on_terminal(quiet)} | (load_job(job) if job else {}) | given
+    missing = [name for name in ("store", "input", "output") if name not in settings]
+    if missing:
+        raise click.UsageError(f"Missing {' and '.join(missing).upper()}: embedkit transform STORE INPUT OUTPUT")
+    summary = transform_dataset(**settings)
+    if not quiet:
+        click.echo(str(summary))
+
+
+@main.command()
+@click.argument("store", type=click.Path())
+def verify(store: str) -> None:
+    """Check every file of a stored set against its SHA-256; exit code 1 if there is a problem.
+
+    \b
+    Example:
+      embedkit verify stores.embedkit
+    """
+    problems = embedkit.verify(store)
+    if problems:
+        raise click.ClickException("\n".join(problems))
+    click.echo(f"{store} is sound.")
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Directory.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def demo(out: str, quiet: bool) -> None:
+    """Learn from a year of flights, and compare encodings: is a flight late?
+
+    \b
+    Example:
+      embedkit demo --out demo
+    """
+    from embedkit.demo import run
+
+    run(out, quiet)

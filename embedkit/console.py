@@ -1,0 +1,226 @@
+"""What the commands share: kinds of options, errors in one line, and what is printed."""
+
+import errno
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embedkit.errors import EmbedkitError, InputError
+
+if TYPE_CHECKING:
+    from embedkit.base import EntityEmbeddingBase
+    from embedkit.columns import EmbeddingTable
+    from embedkit.learning.lr_finder import LRFinderResult
+    from embedkit.tables import EmbeddingSet
+
+MAX_NUMBERS = 6  # of a vector on one line of a terminal
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Commands(click.Group):
+    """A group of commands whose errors are one line: exit code 1, 2 for usage, 130 for Ctrl-C."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except (EmbedkitError, OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click ends quietly
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise click.ClickException(text) from error
+
+
+class Names(click.ParamType):
+    """Names with commas between them; the option may be repeated."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(name for name in map(str.strip, value.split(",")) if name)
+
+
+class Number(click.ParamType):
+    """A whole number, a number, or one of some words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.name = "|".join(("number", *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value in self.words:
+            return value
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        self.fail(f"{value!r} is no number{''.join(f' and not {word!r}' for word in self.words)}", param, ctx)
+
+
+class Widths(Number):
+    """One width for all features, or ``Store=10,DayOfWeek=4``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or "=" not in value:
+            return super().convert(value, param, ctx)
+        pairs = (pair.rpartition("=") for pair in value.split(","))
+        return {name.strip(): super(Widths, self).convert(width, param, ctx) for name, _, width in pairs}
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns in line; the first `left` are text and start on the left, the others are numbers."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in (header, *rows)
+    ]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def fit_summary(estimator: "EntityEmbeddingBase", n_rows: int, seconds: float) -> str:
+    """What was learned, from how much, and how well."""
+    last, best = estimator.history_[-1], estimator.history_[max(estimator.best_iter_ - 1, 0)]
+    lines = [
+        f"Learned from {n_rows:,} rows in {seconds:.1f} s ({estimator.n_iter_} epochs).",
+        set_summary(estimator.embeddings_),
+        f"Training loss {estimator.history_[0]['train_loss']:.4g} -> {last['train_loss']:.4g}"
+        + _validation(best)
+        + f"; peak learning rate {estimator.max_lr_:.2g}{_origin(estimator.lr_finder_)}.",
+    ]
+    return "\n".join(lines)
+
+
+def set_summary(embedding_set: "EmbeddingSet") -> str:
+    """Targets, features with cardinality, width and reliability, and numbers of a set."""
+    content = embedding_set.metadata
+    heads = [f"{head['name']} ({_kind(head)})" for head in content.get("heads", ())]
+    axes = content.get("axes", {})
+    rows = [
+        [
+            name,
+            f"{table.vocabulary.cardinality:,}",
+            f"{table.embedding_dim if table.vectors.any() else 0}",
+            _reliability(axes.get(name), table.embedding_dim) if table.vectors.any() else "-",
+        ]
+        for name, table in embedding_set.items()
+    ]
+    lines = [f"Predicts {', '.join(heads)}"] if heads else []
+    lines.append(text_table(["feature", "categories", "width", "reliability"], rows))
+    silent = [name for name, table in embedding_set.items() if not table.vectors.any()]
+    if silent:
+        lines.append(f"Says nothing about the target that holds up: {', '.join(silent)}")
+    if embedding_set.numerics:
+        lines.append(f"Numbers: {', '.join(column.feature for column in embedding_set.numerics)}")
+    lines.append(f"{embedding_set.width} columns come out of {len(embedding_set.features_in)}.")
+    return "\n".join(lines)
+
+
+def next_steps(root: str, embedding_set: "EmbeddingSet", data: str) -> str:
+    """What to type next."""
+    root, feature, data = map(shlex.quote, (root, next(iter(embedding_set)), data))
+    return (
+        "Next:\n"
+        f"  embedkit inspect {root} {feature}\n"
+        f"  embedkit transform {root} {data} features.parquet\n"
+        f"  embedkit export {root} --format csv --out tables"
+    )
+
+
+def table_rows(table: "EmbeddingTable", limit: int) -> str:
+    """The rows of a table that most data stands behind."""
+    labels = table.vocabulary.labels()
+    order = sorted(range(table.num_embeddings), key=lambda code: (code > 1, -table.counts[code]))
+    shown = order[:limit]
+    names = list(table.feature_names_out[:MAX_NUMBERS])
+    more = table.embedding_dim - len(names)
+    rows = [
+        [labels[code], f"{table.counts[code]:,.6g}"]
+        + [f"{number:.3f}" for number in table.vectors[code, :MAX_NUMBERS]]
+        for code in shown
+    ]
+    notes = []
+    if more:
+        notes.append(f"{more} more numbers per row")
+    if len(shown) < len(order):
+        notes.append(f"{len(order) - len(shown):,} more rows (--rows)")
+    text = text_table(["category", "count", *names], rows)
+    return f"{text}\n  ... {', '.join(notes)}" if notes else text
+
+
+def neighbor_rows(table: "EmbeddingTable", text: str, k: int) -> str:
+    """The categories nearest to the one whose name is given as text; ``(missing)`` is one."""
+    value = None if text == "(missing)" else _parse(table, text)
+    found = table.neighbors(value, k)
+    rows = [
+        ["(missing)" if row.category is None else str(row.category), f"{row.distance:.3f}", f"{row.count_:,.6g}"]
+        for row in found.rename(columns={"count": "count_"}).itertuples()
+    ]
+    return f"Nearest to {table.feature} {text}:\n{text_table(['category', 'distance', 'count'], rows)}"
+
+
+def finder_summary(result: "LRFinderResult") -> str:
+    """What each rule suggests, and what to use."""
+    rows = [
+        [rule, f"{lr:.2e}", "<- used" if result.reliable and lr == result.suggestion else ""]
+        for rule, lr in result.suggestions.items()
+    ]
+    lines = [text_table(["rule", "rate", ""], rows)] if rows else []
+    lines.append(f"The curve is {'clear' if result.reliable else 'NOT clear'}: {result.reason}.")
+    lines.append(f"Use --max-lr {result.suggestion:.2g}{'' if result.reliable else ', a safe default'}.")
+    return "\n".join(lines)
+
+
+def on_terminal(quiet: bool) -> bool:
+    """Whether to show a progress bar."""
+    return not quiet and sys.stderr.isatty()
+
+
+def _kind(head: Mapping[str, Any]) -> str:
+    if head["kind"] == "multiclass":
+        return f"{len(head['classes'])} classes"
+    if head["kind"] == "binary":
+        return " or ".join(map(str, head["classes"]))
+    return f"a number, mean {head['center']:.4g}"
+
+
+def _reliability(axes: Mapping[str, Sequence[float]] | None, width: int) -> str:
+    """Mean of the published axes, each by its share of the variance."""
+    if axes is None:
+        return "-"
+    kept = sorted(zip(axes["share"], axes["reliability"], strict=True), reverse=True)[:width]
+    total = sum(share for share, _ in kept)
+    return f"{sum(share * value for share, value in kept) / total:.2f}" if total else "-"
+
+
+def _validation(epoch: Mapping[str, float | None]) -> str:
+    loss = epoch.get("validation_loss")
+    return "" if loss is None else f", validation loss {loss:.4g} at its best"
+
+
+def _origin(finder: "LRFinderResult | None") -> str:
+    if finder is None:
+        return ""
+    return " from the range test" if finder.reliable else f" (no clear range test: {finder.reason})"
+
+
+def _parse(table: "EmbeddingTable", text: str) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.array([text]).cast(table.categories.type)[0].as_py()
+    except pa.ArrowException:
+        raise InputError(
+            f"column {table.feature!r} holds {table.categories.type}, which {text!r} is not: "
+            "give a category as inspect lists it"
+        ) from None

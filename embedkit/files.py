@@ -1,0 +1,273 @@
+"""Files of rows, CSV or Parquet: which columns to learn from, what they are to predict, where to write."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedkit import store
+from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean
+from embedkit.frames import numeric_block, type_family
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from embedkit.base import EntityEmbeddingBase
+
+CSV_SUFFIXES = (".csv", ".csv.gz")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Rows to learn from.
+
+    Attributes
+    ----------
+    X : pa.Table of n_rows rows
+        The columns to learn from.
+    y : Series or DataFrame of n_rows rows
+        One target, or several.
+    sample_weight : ndarray of shape (n_rows,) or None
+        How many rows each row stands for.
+    """
+
+    X: pa.Table
+    y: "pd.Series | pd.DataFrame"
+    sample_weight: np.ndarray | None
+
+    def estimator(self, task: str = "auto", **parameters: Any) -> "EntityEmbeddingBase":
+        """Choose the estimator that can also predict the target; it is not fitted yet.
+
+        Parameters
+        ----------
+        task : {"auto", "continuous", "binary", "multiclass"}
+            What the targets are; see `EntityEmbeddingEncoder`.
+        **parameters
+            Of the estimator.
+
+        Returns
+        -------
+        EntityEmbeddingRegressor, EntityEmbeddingClassifier or EntityEmbeddingEncoder
+            The last where some targets are numbers and some classes: it transforms and does not predict.
+
+        Raises
+        ------
+        InputError
+            If a target cannot be learned, or does not fit `task`.
+        """
+        from embedkit.encoder import EntityEmbeddingEncoder
+        from embedkit.learning.targets import as_targets, make_heads
+        from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
+
+        targets, names, _ = as_targets(self.y)
+        kinds = {head.kind for head in make_heads(targets, names, task, self.sample_weight)}
+        if kinds == {"continuous"}:
+            return EntityEmbeddingRegressor(target_type=task, **parameters)
+        if "continuous" not in kinds:
+            return EntityEmbeddingClassifier(target_type=task, **parameters)
+        return EntityEmbeddingEncoder(target_type=task, **parameters)
+
+
+def read_table(path: str | os.PathLike) -> pa.Table:
+    """Read a CSV or Parquet file.
+
+    Parameters
+    ----------
+    path : path
+        A file whose name ends in ``.parquet``, ``.csv`` or ``.csv.gz``, or a directory of Parquet files.
+        Empty cells of a CSV file are missing values.
+
+    Returns
+    -------
+    pa.Table
+
+    Raises
+    ------
+    InputError
+        If the file is not there, is of another kind, cannot be read, has no rows, or repeats a column name.
+    """
+    path = Path(path)
+    is_csv = path.name.lower().endswith(CSV_SUFFIXES)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a .csv or .parquet file")
+    if not (is_csv or path.is_dir() or path.suffix.lower() == ".parquet"):
+        raise InputError(f"{path} is of an unknown kind: give a file named .csv, .csv.gz or .parquet")
+    try:
+        table = _read_csv(path) if is_csv else _read_parquet(path)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        kind = "CSV" if is_csv else "Parquet"
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        raise InputError(f"{path} cannot be read as {kind} ({reason}): repair or convert it") from error
+    names = table.column_names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path} has more than one column named {repeated}: rename or drop all but one")
+    if table.num_rows == 0:
+        raise InputError(f"{path} has 0 rows: give a file with at least 1 row below its column names")
+    return table
+
+
+def read_training(
+    path: str | os.PathLike,
+    target: Sequence[str],
+    *,
+    columns: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    weight: str | None = None,
+    skip_missing_target: bool = False,
+) -> TrainingData:
+    """Read rows to learn from.
+
+    Parameters
+    ----------
+    path : path
+        See `read_table`.
+    target : sequence of str
+        What is to be predicted: one column or several.
+    columns : sequence of str
+        What to learn from; by default all columns but the targets and `weight`.
+    drop : sequence of str
+        Columns to leave out.
+    weight : str, optional
+        Column that holds how many rows each row stands for.
+    skip_missing_target : bool
+        Leave out rows that lack a target.
+
+    Returns
+    -------
+    TrainingData
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, lacks a column, or has weights that are no weights.
+    """
+    table = read_table(path)
+    weights = [] if weight is None else [weight]
+    _check_named(path, table, {"target": target, "columns": columns, "drop": drop, "weight": weights})
+    if not target:
+        raise InputError(f"no target given: name the column of {path} that is to be predicted")
+    left_out = {*target, *weights, *drop}
+    used = [name for name in (columns or table.column_names) if name not in left_out]
+    if not used:
+        raise InputError(f"{path} has no column to learn from beside {sorted(left_out)}: drop fewer")
+    if skip_missing_target:
+        table = _with_target(path, table, target)
+    return TrainingData(
+        table.select(used),
+        _targets(table, target),
+        None if weight is None else _weights(table, weight),
+    )
+
+
+def check_output(root: str | os.PathLike) -> None:
+    """Make sure that a stored set can be written, before the work that leads to it; leaves nothing behind.
+
+    Parameters
+    ----------
+    root : path or URI
+        Root of a stored set, to be made or to get another version.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or is there and is no stored set.
+    StoreError
+        If it is a stored set that is damaged.
+    """
+    root = os.fspath(root)
+    if "://" in root:
+        store.versions(root)
+        return
+    path = Path(root)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"cannot write to {root}: it is a file, choose another name")
+    if path.is_dir() and any(path.iterdir()):
+        try:
+            store.current_version(path)
+        except StoreNotFoundError as error:
+            raise OutputError(
+                f"cannot write to {root}: it holds other files and no stored set, choose another name"
+            ) from error
+    check_writable(path)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Make sure that a new directory or file can be made; leaves nothing behind.
+
+    Raises
+    ------
+    OutputError
+        If it cannot.
+    """
+    path = Path(path)
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        if existing != path or path.is_dir():
+            tempfile.TemporaryDirectory(prefix=".embedkit-", dir=existing).cleanup()
+        else:
+            path.open("ab").close()
+    except OSError as error:
+        raise OutputError(f"cannot write to {path}: {error.strerror} ({existing})") from error
+
+
+def _read_csv(path: Path) -> pa.Table:
+    from pyarrow import csv
+
+    return csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _check_named(path: str | os.PathLike, table: pa.Table, named: Mapping[str, Iterable[str]]) -> None:
+    for option, names in named.items():
+        missing = [name for name in names if name not in table.column_names]
+        if missing:
+            hint = did_you_mean(missing, table.column_names)
+            raise InputError(
+                f"{path} has no column {', '.join(map(repr, missing))}{hint}, which {option} names: "
+                f"it has {', '.join(table.column_names)}"
+            )
+
+
+def _with_target(path: str | os.PathLike, table: pa.Table, target: Sequence[str]) -> pa.Table:
+    present = pa.chunked_array([np.ones(table.num_rows, dtype=bool)])
+    for name in target:
+        present = pc.and_(present, pc.invert(pc.is_null(table[name], nan_is_null=True)))
+    table = table.filter(present)
+    if table.num_rows == 0:
+        raise InputError(f"target {list(target)} is missing in all rows of {path}: name another target")
+    return table
+
+
+def _targets(table: pa.Table, target: Sequence[str]) -> "pd.Series | pd.DataFrame":
+    columns = table.select(target)
+    for i, field in enumerate(columns.schema):
+        if type_family(field.type) not in ("number", "bool", "string", "null"):
+            raise InputError(
+                f"target {field.name!r} is {field.type}: turn it into numbers (such as days), or into text"
+            )
+        if pa.types.is_decimal(field.type):
+            columns = columns.set_column(i, field.name, columns[field.name].cast(pa.float64()))
+    return columns.to_pandas() if len(target) > 1 else columns.to_pandas()[target[0]]
+
+
+def _weights(table: pa.Table, name: str) -> np.ndarray:
+    weights = numeric_block(table, [name])[:, 0]
+    bad = np.flatnonzero(~(weights >= 0))
+    if len(bad):
+        raise InputError(
+            f"weight column {name!r} is missing or negative in {len(bad)} row(s), the first is row {bad[0]}: "
+            "a weight is a number of at least 0"
+        )
+    return weights
