@@ -26,8 +26,9 @@ from embedkit.vocabulary import UNKNOWN, Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
 AUTO_LR_BOUNDS = (1e-3, 3e-2)
-# An axis with less of its table's variance is left out: the network all but ignores it, and what it holds is what the
-# optimizer happened to leave there, which trees would read at its face value.
+AUTO_LR_ITERATIONS = 200
+# An axis with less of its table's variance is left out: the network all but ignores it, and what it holds is
+# what the optimizer happened to leave there, which trees would read at its face value.
 MIN_SHARE = 0.01
 
 
@@ -167,7 +168,8 @@ def prepare(
 
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
-    return find_lr(preparation.trainer, progress=_bar("finding the learning rate", settings), **sweep)
+    options = {"num_iter": AUTO_LR_ITERATIONS, "rule": "balanced", **sweep}
+    return find_lr(preparation.trainer, progress=_bar("finding the learning rate", settings), **options)
 
 
 def choose_device(device: str) -> torch.device:

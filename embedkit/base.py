@@ -1,0 +1,336 @@
+"""What all estimators share: reading X, looking up vectors, learning them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from embedkit.errors import InputError, require
+from embedkit.frames import Roles, column_roles, to_table
+from embedkit.tables import EmbeddingSet
+
+if TYPE_CHECKING:
+    from embedkit.learning.learned import Settings
+    from embedkit.learning.lr_finder import LRFinderResult
+
+
+def has_names(X: Any) -> bool:
+    """Whether X is a frame whose columns have names; as in scikit-learn, numbers are no names."""
+    columns = X.column_names if isinstance(X, pa.Table) else getattr(X, "columns", ())
+    return any(isinstance(name, str) for name in columns)
+
+
+class FrameMixin:
+    """What all estimators here do with X: any frame, or an array whose columns are all categorical."""
+
+    def _read(self, X: Any, *, reset: bool) -> pa.Table:
+        """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`)."""
+        if has_names(X):
+            _check_feature_names(self, X, reset=reset)
+            table = to_table(X)
+            _check_n_features(self, table, reset=reset)
+            if not reset and not hasattr(self, "feature_names_in_"):
+                table = table.rename_columns(list(self._array_names(table.num_columns)))
+        else:
+            X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
+            names = getattr(self, "feature_names_in_", None)
+            if reset or names is None:
+                names = self._array_names(X.shape[1])
+            table = to_table(X, feature_names=[str(name) for name in names])
+        if table.num_rows == 0:
+            raise InputError("Found array with 0 sample(s) (rows): at least 1 row is required")
+        return table
+
+    @staticmethod
+    def _array_names(width: int) -> tuple[str, ...]:
+        return tuple(f"x{i}" for i in range(width))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class LookupMixin(TransformerMixin, FrameMixin):
+    """Transforms by looking rows up in `embeddings_`."""
+
+    embeddings_: EmbeddingSet
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Look up the vectors of every row; needs no torch.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            Columns as in `fit`. Unknown and missing categories have vectors of their own.
+
+        Returns
+        -------
+        float32 array of shape (n_rows, n_features_out)
+            The vectors of each categorical column side by side, then the numeric columns.
+
+        Raises
+        ------
+        InputError
+            If a column changed its type since `fit` or holds infinite numbers.
+        ValueError
+            If the columns are not those of `fit`.
+        NotFittedError
+            If `fit` has not been called.
+        """
+        check_is_fitted(self)
+        return self.embeddings_.transform(self._read(X, reset=False))
+
+    def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
+        """Names of the columns that `transform` puts out.
+
+        Parameters
+        ----------
+        input_features : sequence of str, optional
+            Checked against the names seen in `fit`, as in scikit-learn.
+        """
+        check_is_fitted(self)
+        if input_features is not None:
+            known = getattr(self, "feature_names_in_", None)
+            known = self._array_names(self.n_features_in_) if known is None else known
+            if list(input_features) != list(known):
+                raise InputError("input_features is not equal to feature_names_in_")
+        return np.array(self.embeddings_.feature_names_out, dtype=object)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+class EntityEmbeddingBase(LookupMixin, BaseEstimator):
+    """What the encoder, the classifier and the regressor share; see `EntityEmbeddingEncoder`."""
+
+    def __init__(
+        self,
+        categorical_features: str | Sequence[str] = "from_dtype",
+        *,
+        target_type: str = "auto",
+        numeric: str = "scale",
+        embedding_dim: str | int | Mapping[str, int] | Callable[[int], int] = "auto",
+        min_frequency: float | None = None,
+        max_categories: int | None = None,
+        hidden_layer_sizes: Sequence[int] = (200, 100),
+        dropout: float = 0.1,
+        embedding_dropout: float = 0.2,
+        unknown_fraction: float = 0.03,
+        shrinkage: float = 0.05,
+        min_reliability: float = 0.5,
+        weight_decay: float = 0.01,
+        max_lr: float | str = "auto",
+        schedule: str = "one_cycle",
+        schedule_options: Mapping[str, float] | None = None,
+        batch_size: int | str = "auto",
+        max_epochs: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 5,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.categorical_features = categorical_features
+        self.target_type = target_type
+        self.numeric = numeric
+        self.embedding_dim = embedding_dim
+        self.min_frequency = min_frequency
+        self.max_categories = max_categories
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.dropout = dropout
+        self.embedding_dropout = embedding_dropout
+        self.unknown_fraction = unknown_fraction
+        self.shrinkage = shrinkage
+        self.min_reliability = min_reliability
+        self.weight_decay = weight_decay
+        self.max_lr = max_lr
+        self.schedule = schedule
+        self.schedule_options = schedule_options
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn vectors for the categorical columns of X from how they help to predict y.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            pandas, polars or Arrow; an array's columns are all categorical.
+        y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
+            Target or targets: numbers, or class labels.
+        sample_weight : array of shape (n_rows,), optional
+            How many rows each row stands for.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            If data or parameters cannot be learned from; the message names the column and the cure.
+        MissingExtraError
+            If torch is not installed.
+        """
+        require("torch", "train")
+        from embedkit.learning.fit import learn
+
+        self._learned = learn(*self._prepare(X, y, sample_weight))
+        self._publish()
+        return self
+
+    def fit_transform(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
+        """`fit`, then `transform` the same rows."""
+        return self.fit(X, y, sample_weight=sample_weight).transform(X)
+
+    def find_lr(self, X: Any, y: Any, sample_weight: Any = None, **sweep: Any) -> "LRFinderResult":
+        """Run the learning-rate range test on the training that `fit` would do; changes nothing.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        **sweep
+            ``start_lr``, ``end_lr``, ``num_iter`` and the like: see `embedkit.learning.lr_finder.find_lr`.
+
+        Returns
+        -------
+        LRFinderResult
+        """
+        require("torch", "train")
+        from embedkit.learning.fit import find_learning_rate
+
+        return find_learning_rate(*clone(self)._prepare(X, y, sample_weight), **sweep)
+
+    def save(self, path: str | os.PathLike) -> str:
+        """Publish tables, network and training history as a new version of a stored set.
+
+        Parameters
+        ----------
+        path : path or URI
+            The root of the stored set, by custom ``NAME.embedkit``.
+
+        Returns
+        -------
+        str
+            Name of the version, such as "v000001".
+        """
+        from embedkit import archive
+
+        check_is_fitted(self)
+        return archive.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, version: str | None = None) -> Self:
+        """Load an estimator that `save` stored; it predicts and transforms as the one that was saved."""
+        from embedkit import archive
+
+        return archive.load(cls, path, version)
+
+    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, ...]:
+        """The arguments of `learn`, checked."""
+        from embedkit.learning.targets import as_targets, make_heads
+
+        if y is None:
+            raise InputError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None: "
+                "vectors are learned from what they predict"
+            )
+        categorical = self.categorical_features
+        table = self._read(X, reset=True)
+        targets, names, self._single = as_targets(y)
+        check_consistent_length(np.empty(table.num_rows), targets)
+        if table.num_rows < 2:
+            raise InputError(
+                f"at least 2 rows are needed to learn from, found {table.num_rows} sample (1 sample)"
+            )
+        if has_names(X) or not isinstance(categorical, str):
+            roles = column_roles(table, categorical)
+        else:
+            roles = Roles(tuple(table.column_names), ())
+        if not roles.categorical:
+            raise InputError(
+                f"no categorical column among {table.column_names}: "
+                "name integer ids and dates in categorical_features"
+            )
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(
+                sample_weight, np.empty((table.num_rows, 1)), dtype=np.float64, ensure_non_negative=True
+            )
+            if not weights.any():
+                raise InputError("sample_weight is zero for all rows: nothing is left to learn from")
+        heads = make_heads(targets, names, self._target_type(), weights)
+        return table, roles, heads, targets, weights, self._settings()
+
+    def _target_type(self) -> str:
+        return self.target_type
+
+    def _settings(self) -> "Settings":
+        from embedkit.learning.learned import Settings
+
+        params = self.get_params(deep=False)
+        for name in ("categorical_features", "target_type"):
+            params.pop(name)
+        params["hidden_layer_sizes"] = tuple(params["hidden_layer_sizes"])
+        params["schedule_options"] = dict(params["schedule_options"] or {})
+        params["progress"] = params.pop("verbose") > 0
+        params["seed"] = int(check_random_state(params.pop("random_state")).randint(2**31 - 1))
+        return Settings(**params)
+
+    def _publish(self) -> None:
+        """The fitted attributes, from what was learned."""
+        from embedkit import archive
+
+        learned = self._learned
+        features = {part.feature for part in (*learned.tables, *learned.numerics)}
+        self.embeddings_ = EmbeddingSet(
+            learned.tables,
+            learned.numerics,
+            archive.metadata(self),
+            features_in=[name for name in self._input_names() if name in features],
+        )
+        self.categories_ = [table.categories.to_numpy(zero_copy_only=False) for table in learned.tables]
+        self.history_ = learned.history.epochs
+        self.learning_rates_ = learned.history.lrs
+        self.lr_finder_ = learned.lr_finder
+        self.max_lr_ = learned.max_lr
+        self.n_iter_ = len(learned.history.epochs)
+        self.best_iter_ = learned.history.best_epoch
+        self.axes_ = learned.axes
+        classes = [head.classes for head in learned.heads]
+        if any(labels is not None for labels in classes):
+            self.classes_ = classes[0] if self._single else classes
+
+    def _input_names(self) -> Sequence[str]:
+        return getattr(self, "feature_names_in_", self._array_names(self.n_features_in_))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        return tags
