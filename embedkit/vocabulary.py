@@ -277,17 +277,17 @@ def _positions(values: pa.Array, categories: pa.Array) -> np.ndarray:
         return as_numpy(pc.index_in(values, value_set=categories, skip_nulls=True), null=-1)
     # index_in hashes all categories in every call: seconds, for ten million of them. A search for sorted
     # values finds each near the one before, in memory that the cache still holds.
-    order = pc.sort_indices(values)[: len(values) - values.null_count]  # nulls come last
-    known = values.take(order)
-    places = _bisect(categories[:-1], known)
-    hits = pc.equal(categories.take(places), known)
-    found = np.full(len(values), -1)
+    order = pc.sort_indices(values)
+    values = values.take(order)
+    places = _bisect(categories[:-1], values)
+    hits = pc.equal(categories.take(places), values)
+    found = np.empty(len(values), dtype=np.int64)
     found[as_numpy(order)] = as_numpy(pc.if_else(hits, places.cast(pa.int64()), None), null=-1)
     return found
 
 
 def _bisect(ordered: pa.Array, values: pa.Array) -> pa.Array:
-    """For each value, how many of the ordered ones are below it."""
+    """For each value, how many of the ordered ones are below it; any number for null."""
     if hasattr(pc, "search_sorted") and not pa.types.is_decimal(values.type):
         return pc.search_sorted(ordered, values)
     low = np.zeros(len(values), dtype=np.int64)

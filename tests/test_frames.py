@@ -72,6 +72,8 @@ def test_missing_cells_become_null(missing, present):
         (pd.Series([b"a", "b"]), ["a", "b"]),
         (pd.Series([1, "a", None]), ["1", "a", None]),
         (pd.Series([b"a", 1]), ["a", "1"]),
+        (pd.Series([0.5, True]), ["0.5", "True"]),
+        (pd.Series([datetime.date(2024, 1, 1), 0]), ["2024-01-01", "0"]),
         (pd.Series([{"a": 1}, 2.5]), ["{'a': 1}", "2.5"]),
         (
             pd.Series([datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1, 5)]),
