@@ -146,9 +146,10 @@ def test_no_room_for_a_file(tmp_path: Path, data: Path) -> None:
     code = JOB.replace("transform_dataset(store", limit + "transform_dataset(store")
     with start(code, data / "store", data / "in", output, 0) as process:
         _, error = process.communicate()
-    assert b"OutputError: cannot write to" in error and b"File too large" in error
+    assert b"OutputError: cannot write to" in error
+    assert b"File too large" in error
     assert not output.exists()
-    assert [path for path in output.parent.rglob(".tmp-*")] == []
+    assert list(output.parent.rglob(".tmp-*")) == []
     check_resumed(data, output)
 
 
@@ -172,7 +173,8 @@ def test_disk_full(small_disk: Path, data: Path, embedding_set: EmbeddingSet, ro
         transform_dataset(data / "store", data / "in", output, **SETTINGS)
     folder = JobFolder(output)
     kept = list((folder.root / "records").glob("*.json"))
-    assert kept and not output.exists()
+    assert kept
+    assert not output.exists()
     assert list(folder.root.rglob(".tmp-*")) == []
     ballast.unlink()
     summary = transform_dataset(data / "store", data / "in", output, resume=True, **SETTINGS)

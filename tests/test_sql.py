@@ -87,12 +87,11 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def join_duckdb(embedding_set: EmbeddingSet, rows: pa.Table, folder: Path) -> np.ndarray:
-    export_sql(embedding_set, folder, dialect="duckdb", source="my rows", keep=["id"])
+    export_sql(embedding_set, folder, dialect="duckdb", source="my rows", keep=["id"], location=str(folder))
     with duckdb.connect() as database:
         database.execute("SET TimeZone = 'America/New_York'")
         database.register("my rows", rows)
-        script = (folder / "tables.sql").read_text().replace("read_parquet('", f"read_parquet('{folder}/")
-        database.execute(script)
+        database.execute((folder / "tables.sql").read_text())
         query = (folder / "join.sql").read_text().rstrip(";\n")
         found = database.sql(f"{query} ORDER BY s.id").to_arrow_table()
     assert found["id"].to_pylist() == rows["id"].to_pylist()

@@ -100,6 +100,7 @@ def export_sql(
     source: str = "rows",
     keep: Sequence[str] = (),
     prefix: str = "embedkit_",
+    location: str | None = None,
 ) -> list[Path]:
     """Write the tables of vectors, a script that loads them, and the query that joins them.
 
@@ -107,11 +108,13 @@ def export_sql(
     ----------
     embedding_set : EmbeddingSet
     directory : path
-        Gets ``tables.sql`` (run it in this directory: with psql for PostgreSQL), ``join.sql``, and one file
-        per feature.
+        Gets ``tables.sql`` (for PostgreSQL: a script of psql), ``join.sql``, and one file per feature.
     dialect : "duckdb", "postgres" or "spark"
     source, keep, prefix
         See `join_query`.
+    location : str, optional
+        Where the database will find the files: a path or URI in front of their names. By default the
+        directory in which the script is run.
 
     Returns
     -------
@@ -134,7 +137,7 @@ def export_sql(
         columns = ", ".join(
             f"{_name(syntax, field.name)} {_type(syntax, field.type)}" for field in arrow.schema
         )
-        literal = "'" + file.replace("'", "''") + "'"
+        literal = _text_literal(file if location is None else f"{location}/{file}")
         script += syntax.load.format(table=_name(syntax, prefix + feature), columns=columns, file=literal)
         contents[file] = _parquet(arrow) if syntax.extension == "parquet" else _csv(arrow)
     contents |= {"tables.sql": script.encode(), "join.sql": f"{query};\n".encode()}
@@ -205,6 +208,10 @@ def _dialect(name: str) -> Dialect:
 
 def _name(syntax: Dialect, name: str) -> str:
     return f"{syntax.quote}{name.replace(syntax.quote, syntax.quote * 2)}{syntax.quote}"
+
+
+def _text_literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _namer(syntax: Dialect) -> Callable[[str], str]:

@@ -1,0 +1,140 @@
+"""How fast a batch job is, and how much memory it takes, against plain pyarrow on the same files.
+
+Four string columns (7 to 50,000 categories) become 64 floats. Plain pyarrow reads the same columns and writes
+64 columns of random floats that are ready in memory: there is no lookup, no hash and no sync to the disk. It
+is timed with its own defaults (dictionary pages, snappy) and with the settings of the job (plain pages).
+Every measurement is a process of its own; memory is the peak of its resident set, as Linux counts it.
+
+    python pipelines/benchmark_batch.py --millions 2 8 32 --folder /tmp/benchmark
+    python pipelines/benchmark_batch.py --millions 32 --dask 1 2
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedkit.serving.batch import transform_dataset
+from embedkit.serving.units import ROW_GROUP_ROWS
+from embedkit.tables import EmbeddingSet, EmbeddingTable
+from embedkit.vocabulary import Vocabulary
+
+CARDINALITIES = {"weekday": 7, "store": 1_000, "tailnum": 4_000, "customer": 50_000}
+EMBEDDING_DIM = 16
+FILE_ROWS = 2_000_000
+
+
+def make_set() -> EmbeddingSet:
+    """Random vectors for every column."""
+    rng = np.random.default_rng(0)
+    tables = []
+    for feature, cardinality in CARDINALITIES.items():
+        categories = pa.array([f"{feature}-{i:06d}" for i in range(cardinality)])
+        counts = np.ones(cardinality + 2, dtype=np.int64)
+        vectors = rng.normal(size=(cardinality + 2, EMBEDDING_DIM))
+        tables.append(EmbeddingTable(Vocabulary(feature, categories, counts), vectors))
+    return EmbeddingSet(tables)
+
+
+def write_input(folder: Path, rows: int) -> None:
+    """Draw rows in files of two million; one value in fifty is missing, one in fifty unknown."""
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, rows, FILE_ROWS)):
+        rng = np.random.default_rng(number)
+        size = min(FILE_ROWS, rows - start)
+        columns = {}
+        for feature, cardinality in CARDINALITIES.items():
+            values = pa.array([*(f"{feature}-{i:06d}" for i in range(cardinality)), "never seen", None])
+            codes = rng.integers(0, cardinality, size)
+            codes[rng.random(size) < 0.02] = cardinality
+            codes[rng.random(size) < 0.02] = cardinality + 1
+            columns[feature] = values.take(pa.array(codes))
+        pq.write_table(pa.table(columns), folder / f"{number:03d}.parquet", row_group_size=2 * ROW_GROUP_ROWS)
+
+
+def run_job(source: Path, output: Path, options: dict[str, Any]) -> None:
+    """The batch job."""
+    transform_dataset(make_set(), source, output, replace=True, **options)
+
+
+def run_plain(source: Path, output: Path, options: dict[str, Any]) -> None:
+    """Plain pyarrow: read the columns, write as many rows of ready random floats."""
+    output.mkdir()
+    rng = np.random.default_rng(1)
+    width = EMBEDDING_DIM * len(CARDINALITIES)
+    values = rng.normal(size=(width, ROW_GROUP_ROWS)).astype(np.float32)
+    ready = pa.table({f"f{i:02d}": column for i, column in enumerate(values)})
+    for file in sorted(source.iterdir()):
+        with pq.ParquetWriter(output / file.name, ready.schema, **options) as writer:
+            for batch in pq.ParquetFile(file).iter_batches(ROW_GROUP_ROWS):
+                writer.write_table(ready.slice(0, batch.num_rows))
+
+
+def measured(run: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    """Seconds, and the peak of the memory in MB, of a call."""
+    began = time.perf_counter()
+    run(*arguments)
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
+    return seconds, int(peak) / 1024
+
+
+def measure(
+    run: Callable[..., None], source: Path, output: Path, options: dict[str, Any]
+) -> tuple[float, float]:
+    """Do `measured` in a new process, and throw the output away."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        result = pool.submit(measured, run, source, output, options).result()
+    shutil.rmtree(output)
+    return result
+
+
+def main() -> None:
+    """Measure every size and print one line each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--millions", type=int, nargs="+", default=[2, 8], help="rows")
+    parser.add_argument("--folder", type=Path, default=Path("benchmark_batch"), help="for temporary files")
+    parser.add_argument("--repeat", type=int, default=1, help="the fastest of so many runs counts")
+    parser.add_argument(
+        "--dask", type=int, nargs="*", default=[], help="numbers of Dask workers to measure too"
+    )
+    parser.add_argument("--only-dask", action="store_true", help="measure Dask alone")
+    arguments = parser.parse_args()
+    plain_pages = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    runs: list[tuple[str, Callable[..., None], dict[str, Any]]] = []
+    if not arguments.only_dask:
+        runs += [
+            ("pyarrow, its defaults", run_plain, {}),
+            ("pyarrow, plain pages", run_plain, plain_pages),
+            ("job, 1 thread", run_job, {"workers": 1}),
+            ("job", run_job, {}),
+            ("job, snappy", run_job, {"compression": "snappy"}),
+        ]
+    runs += [(f"job, dask {n}", run_job, {"engine": "dask", "workers": n}) for n in arguments.dask]
+    print(f"{'':24} {'rows':>10} {'seconds':>8} {'rows/s':>10} {'peak MB':>8}")
+    for millions in arguments.millions:
+        source = arguments.folder / f"in-{millions}"
+        shutil.rmtree(source, ignore_errors=True)
+        write_input(source, millions * 1_000_000)
+        for name, run, options in runs:
+            output = arguments.folder / "out"
+            results = [measure(run, source, output, options) for _ in range(arguments.repeat)]
+            seconds, peak = min(results)[0], max(peak for _, peak in results)
+            rows = millions * 1_000_000
+            print(f"{name:24} {rows:10,} {seconds:8.2f} {rows / seconds:10,.0f} {peak:8.0f}", flush=True)
+        shutil.rmtree(source)
+
+
+if __name__ == "__main__":
+    main()
