@@ -29,7 +29,8 @@ def load_flights(path: str | os.PathLike | None = None) -> pd.DataFrame:
     -------
     DataFrame of 327,346 rows
         Columns ``date, hour, carrier, origin, dest, tailnum, flight`` (categories), ``distance`` (miles) and
-        ``sched_dep_time`` (minutes after midnight), and ``late`` (1 if the arrival was more than 15 minutes late).
+        ``sched_dep_time`` (minutes after midnight), and ``late`` (1 if the arrival was more than 15 minutes
+        late).
 
     Raises
     ------

@@ -184,12 +184,8 @@ class PretrainedEmbeddingEncoder(LookupMixin, BaseEstimator):
         embeddings = self.embeddings
         if not isinstance(embeddings, EmbeddingSet):
             embeddings = EmbeddingSet.load(embeddings, self.version)
+        self._array_columns = embeddings.features_in
         table = self._read(X, reset=True)
-        if not hasattr(self, "feature_names_in_"):
-            self._names_in = (*embeddings.features_in, *self._array_names(table.num_columns))[
-                : table.num_columns
-            ]
-            table = table.rename_columns(list(self._names_in))
         shared = [name for name in embeddings.features_in if name in table.column_names]
         if not shared:
             raise InputError(
@@ -198,3 +194,6 @@ class PretrainedEmbeddingEncoder(LookupMixin, BaseEstimator):
         self.embeddings_ = embeddings.subset(shared)
         self.embeddings_.transform(table.slice(0, 1))
         return self
+
+    def _array_names(self, width: int) -> tuple[str, ...]:
+        return (*self._array_columns, *super()._array_names(width))[:width]

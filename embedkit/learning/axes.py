@@ -1,12 +1,13 @@
 """Canonical axes: vectors in the network's own metric, and how far each axis can be trusted.
 
-What the network makes of a category is its vector times its block of the first layer, batch norm folded in. Centred and
-rotated by the singular value decomposition, these products are the canonical vectors: distances are the network's own,
-axes come in order of importance, and two networks can be compared.
+What the network makes of a category is its vector times its block of the first layer, batch norm folded in.
+Centred and rotated by the singular value decomposition, these products are the canonical vectors: distances
+are the network's own, axes come in order of importance, and two networks can be compared.
 
-An axis along which the categories differ by no more than the sampling noise of their vectors is not signal. The
-noise follows from one pass over the data (the sandwich estimate of M-estimation, White 1980): for a category
-with penalised curvature ``K`` and summed squared gradients ``B`` its vector has variance ``inv(K) B inv(K)``.
+An axis along which the categories differ by no more than the sampling noise of their vectors is not signal.
+The noise follows from one pass over the data (the sandwich estimate of M-estimation, White 1980): for a
+category with penalised curvature ``K`` and summed squared gradients ``B`` its vector has variance ``inv(K) B
+inv(K)``.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,13 @@ from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
 
 PASS_BATCH = 8_192
-# Categories whose noise is measured, per table; enough for a mean, and memory stays bounded.
+# Categories whose noise is measured, per table: enough for a mean, and memory stays bounded.
 MAX_MEASURED = 20_000
 # Independent draws of signs where a head has several outputs; one is exact for a single output.
 NUM_PROBES = 4
+# An axis with less of its table's variance is as good as ignored by the network. What it holds is what the
+# optimizer happened to leave there, which trees would read at its face value.
+MIN_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,16 @@ class CanonicalTable:
     ----------
     vectors : float32 array of shape (num_embeddings, embedding_dim)
         Zero mean over the data, columns uncorrelated, the most important first.
+    share : float array of shape (embedding_dim,)
+        Of the table's variance over the rows of the data, that each axis has.
     reliability : float array of shape (embedding_dim,)
-        Share of each axis' variance that is not sampling noise, 0 to 1.
-    variances : float array of shape (embedding_dim,)
-        Of each axis over the rows of the data.
+        Share of each axis' variance that is not sampling noise, 0 to 1; 0 for an axis whose `share` is under
+        1 %.
     """
 
     vectors: np.ndarray
+    share: np.ndarray
     reliability: np.ndarray
-    variances: np.ndarray
 
 
 def fill_untrained(network: EntityEmbeddingNetwork, counts: Sequence[np.ndarray]) -> None:
@@ -83,38 +88,56 @@ def canonical_tables(
     """
     network.eval()
     blocks = first_layer_blocks(network)
-    tables = []
-    measured = [
-        _measured_codes(len(table), count, generator)
-        for table, count in zip(network.tables, counts, strict=True)
-    ]
-    curvature, squares = _second_order(network, heads, rows, measured, noise, generator)
-    for i, table in enumerate(network.tables):
-        weights = torch.as_tensor(counts[i] / counts[i].sum(), dtype=torch.float64)
-        products = table.double().cpu() @ blocks[i].T  # (num_embeddings, units)
-        products -= weights @ products
-        _, _, axes = torch.linalg.svd(weights.sqrt()[:, None] * products, full_matrices=False)
-        axes = axes[: table.shape[1]]
-        # The sign of an axis is arbitrary: the category that weighs most on it is positive.
-        vectors = products @ axes.T
-        top = (weights[:, None] * vectors.square()).argmax(dim=0)
-        signs = vectors.gather(0, top[None])[0].sign()
-        vectors, axes = vectors * signs, axes * signs[:, None]
-        vectors = _pad(vectors, table.shape[1])
-        rotation = _pad(blocks[i].T @ axes.T, table.shape[1])  # canonical = centred table @ rotation
+    total = float(rows.weights.sum())
+    tables, rotations, shares = [], [], []
+    for table, block, count in zip(network.tables, blocks, counts, strict=False):
+        weights = torch.tensor(count / count.sum(), dtype=torch.float64)
+        centred = table.double().cpu()
+        centred -= weights @ centred
+        rotation = _rotation(centred, block, weights)
+        vectors = centred @ rotation  # (num_embeddings, embedding_dim)
+        spread = weights @ vectors.square()
+        tables.append(vectors)
+        rotations.append(rotation)
+        shares.append(spread / spread.sum().clamp(min=torch.finfo(torch.float64).tiny))
+    # Axes are in order of their share, so those that are worth measuring come first.
+    num_axes = [int((share >= MIN_SHARE).sum()) for share in shares]
+    inverses = [torch.linalg.pinv(rotation)[:n] for rotation, n in zip(rotations, num_axes, strict=True)]
+    measured = [_measured_codes(count, generator) for count in counts]
+    curvature, squares = _second_order(network, heads, rows, inverses, measured, noise, generator)
 
-        codes, precision = measured[i], priors[i] * float(rows.weights.sum())
-        bread = curvature[i] + precision * torch.eye(table.shape[1], dtype=torch.float64)
-        maps = torch.linalg.solve(bread, rotation.expand(len(codes), -1, -1))  # (codes, dim, axis)
-        variances = torch.einsum("nia,nij,nja->na", maps, squares[i], maps)
-        share = weights[codes] / weights[codes].sum()
-        sampling = share @ variances
-        spread = share @ vectors[codes].square()
-        reliability = torch.where(spread > 0, 1 - sampling / spread, 0.0).clamp(0, 1)
-        tables.append(
-            CanonicalTable(vectors.float().numpy(), reliability.numpy(), (weights @ vectors.square()).numpy())
-        )
-    return tables
+    result = []
+    for i, vectors in enumerate(tables):
+        codes, n = measured[i], num_axes[i]
+        share = torch.tensor(counts[i], dtype=torch.float64)[codes]
+        share /= share.sum()
+        # The prior's precision, turned to the axes that are measured; the others are taken as they are.
+        precision = priors[i] * total * inverses[i] @ inverses[i].T
+        bread = torch.linalg.pinv(curvature[i] + precision, hermitian=True)
+        variances = (bread @ squares[i] @ bread).diagonal(dim1=1, dim2=2)  # (measured categories, n)
+        sampling, spread = share @ variances, share @ vectors[codes, :n].square()
+        reliability = torch.zeros(vectors.shape[1], dtype=torch.float64)
+        reliability[:n] = (1 - sampling / spread).clamp(0, 1).nan_to_num(0.0)
+        result.append(CanonicalTable(vectors.float().numpy(), shares[i].numpy(), reliability.numpy()))
+    return result
+
+
+def _rotation(centred: torch.Tensor, block: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The map from a centred table to its canonical axes, shape (embedding_dim, embedding_dim).
+
+    The singular value decomposition of ``centred @ block.T``, rows weighted, by way of matrices of the size
+    of the vectors, as tables can be long.
+    """
+    dim = centred.shape[1]
+    triangle = torch.linalg.qr(block)[1]  # block = Q triangle, and Q keeps distances
+    covariance = triangle @ (centred.T @ (weights[:, None] * centred)) @ triangle.T
+    _, axes = torch.linalg.eigh(covariance)
+    rotation = triangle.T @ axes.flip(dims=[1])
+    rotation = torch.nn.functional.pad(rotation, (0, dim - rotation.shape[1]))  # fewer units than columns
+    # The sign of an axis is arbitrary: the category that weighs most on it is positive.
+    vectors = centred @ rotation
+    top = (weights[:, None] * vectors.square()).argmax(dim=0)
+    return torch.where(vectors.gather(0, top[None])[0] < 0, -rotation, rotation)
 
 
 def first_layer_blocks(network: EntityEmbeddingNetwork) -> list[torch.Tensor]:
@@ -131,7 +154,7 @@ def first_layer_blocks(network: EntityEmbeddingNetwork) -> list[torch.Tensor]:
     return list(weight.split([*network.shape.embedding_dims, network.shape.n_numeric], dim=1))
 
 
-def _measured_codes(num_embeddings: int, count: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+def _measured_codes(count: np.ndarray, generator: torch.Generator) -> torch.Tensor:
     seen = torch.as_tensor(np.flatnonzero(count > 0))
     if len(seen) <= MAX_MEASURED:
         return seen
@@ -142,25 +165,28 @@ def _second_order(
     network: EntityEmbeddingNetwork,
     heads: Sequence[Head],
     rows: Rows,
+    inverses: Sequence[torch.Tensor],
     measured: Sequence[torch.Tensor],
     noise: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Per measured category: Gauss-Newton curvature and squared gradients of the loss by its vector, summed over rows.
+    """Gauss-Newton curvature and squared gradients of the loss by the canonical vectors of measured
+    categories.
 
-    Both lists hold float64 tensors of shape (measured categories, embedding_dim, embedding_dim).
+    Both lists hold float64 tensors of shape (measured categories, axes, axes), summed over the rows of a
+    category; the axes are the rows of `inverses`.
     """
-    device = rows.codes.device
-    dims = network.shape.embedding_dims
+    device, dims = rows.codes.device, network.shape.embedding_dims
     slots = []
     for codes, size in zip(measured, network.shape.num_embeddings, strict=True):
         slot = torch.full((size,), len(codes))  # the last slot collects what is not measured
         slot[codes] = torch.arange(len(codes))
         slots.append(slot.to(device))
+    maps = [inverse.T.float().to(device) for inverse in inverses]
     sums = [
         [
-            torch.zeros(len(codes) + 1, dim * dim, device=device)
-            for codes, dim in zip(measured, dims, strict=True)
+            torch.zeros(len(codes) + 1, m.shape[1] ** 2, device=device)
+            for codes, m in zip(measured, maps, strict=True)
         ]
         for _ in range(2)
     ]
@@ -180,15 +206,11 @@ def _second_order(
         for into, parts in zip(sums, (probes, [gradient]), strict=True):
             for part in parts:
                 for i, column in enumerate(part.split(dims, dim=1)):
-                    outer = (column[:, :, None] * column[:, None, :]).flatten(1)  # (batch, dim * dim)
+                    turned = column @ maps[i]  # (batch, axes)
+                    outer = (turned[:, :, None] * turned[:, None, :]).flatten(1)  # (batch, axes * axes)
                     into[i].index_add_(0, slots[i][batch.codes[:, i]], outer)
     curvature, squares = (
-        [part[:-1].double().cpu().unflatten(1, (dim, dim)) for part, dim in zip(kind, dims, strict=True)]
+        [part[:-1].double().cpu().unflatten(1, (m.shape[1],) * 2) for part, m in zip(kind, maps, strict=True)]
         for kind in sums
     )
     return curvature, squares
-
-
-def _pad(columns: torch.Tensor, width: int) -> torch.Tensor:
-    """Zero columns on the right, where a table has fewer rows or units than columns."""
-    return torch.nn.functional.pad(columns, (0, width - columns.shape[1]))

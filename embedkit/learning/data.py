@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Repeated rows are folded into one weighted row up to this many rows; sorting more costs more than it saves.
-MAX_FOLDED_ROWS = 50_000
+from embedkit.errors import InputError
+from embedkit.learning.numeric import MAX_SORTED_ROWS
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Rows:
 def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Rows:
     """Rows as tensors, in an order and with weights that depend only on what the data say.
 
-    Rows of weight 0 are dropped. In data of up to 50,000 rows equal rows become one, their weights added up, and the
-    rows are sorted: a weight of 2 and a row given twice are then the same thing to the last bit, and the order of the
-    input plays no part. Larger data keep their rows as they come; there a weight of 2 is a row given twice in the mean.
+    Rows of weight 0 are dropped. Up to 50,000 rows are sorted, and whole weights that add up to no more than
+    that become repeated rows: a weight of 2 and a row given twice are then the same thing to the last bit, and
+    the order of the input plays no part. Larger data keep their rows as they come; there a weight of 2 is a
+    row given twice in the mean.
 
     Parameters
     ----------
@@ -60,29 +61,26 @@ def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weigh
     targets : float32 array of shape (n_rows, n_heads)
     weights : float array of shape (n_rows,)
     """
-    present = weights > 0
-    if not present.all():
-        codes, numeric, targets, weights = (
-            codes[present],
-            numeric[present],
-            targets[present],
-            weights[present],
-        )
-    if len(codes) <= MAX_FOLDED_ROWS:
-        keys = np.concatenate([codes.astype(np.float64), numeric, targets], axis=1)
-        _, first, groups = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        codes, numeric, targets = codes[first], numeric[first], targets[first]
-        weights = np.bincount(groups.ravel(), weights)
+    index = np.flatnonzero(weights > 0)
+    if len(index) <= MAX_SORTED_ROWS:
+        keys = np.concatenate([codes.astype(np.float64), numeric, targets, weights[:, None]], axis=1)
+        index = index[np.lexsort(keys[index].T)]
+    kept = weights[index]
+    if (kept % 1 == 0).all() and kept.sum() <= MAX_SORTED_ROWS:
+        index = np.repeat(index, kept.astype(np.int64))
+        weights = np.ones_like(weights)
     return Rows(
-        torch.tensor(codes, dtype=torch.int32),
-        torch.tensor(numeric, dtype=torch.float32),
-        torch.tensor(targets, dtype=torch.float32),
-        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(codes[index], dtype=torch.int32),
+        torch.tensor(numeric[index], dtype=torch.float32),
+        torch.tensor(targets[index], dtype=torch.float32),
+        torch.tensor(weights[index], dtype=torch.float32),
     )
 
 
 def hold_out(rows: Rows, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
-    """Split rows at random into those to learn from and those to watch."""
+    """Split rows at random into those to learn from, 2 at least, and those to watch, 1 at least."""
+    if len(rows) < 3:
+        raise InputError(f"early_stopping holds rows out and needs at least 3 rows, found {len(rows)}")
     order = torch.randperm(len(rows), generator=generator)
-    n_held = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+    n_held = min(max(1, round(fraction * len(rows))), len(rows) - 2)
     return rows.take(order[n_held:]), rows.take(order[:n_held])

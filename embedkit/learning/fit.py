@@ -27,9 +27,6 @@ from embedkit.vocabulary import UNKNOWN, Vocabulary
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
 AUTO_LR_BOUNDS = (1e-3, 3e-2)
 AUTO_LR_ITERATIONS = 200
-# An axis with less of its table's variance is left out: the network all but ignores it, and what it holds is
-# what the optimizer happened to leave there, which trees would read at its face value.
-MIN_SHARE = 0.01
 
 
 def learn(
@@ -235,9 +232,8 @@ def _harvest(
     for vocabulary, table, counts in zip(
         preparation.vocabularies, canonical, preparation.counts, strict=True
     ):
-        share = table.variances / max(table.variances.sum(), np.finfo(float).tiny)
-        axes[vocabulary.feature] = {"reliability": table.reliability, "share": share}
-        vectors = table.vectors[:, _kept_axes(vocabulary.feature, table.reliability, share, settings)]
+        axes[vocabulary.feature] = {"reliability": table.reliability, "share": table.share}
+        vectors = table.vectors[:, _kept_axes(vocabulary.feature, table.reliability, settings)]
         if (
             vectors.shape[1] == 0
         ):  # nothing that holds up was learned of this column, and that is what it says
@@ -259,12 +255,11 @@ def _harvest(
     )
 
 
-def _kept_axes(feature: str, reliability: np.ndarray, share: np.ndarray, settings: Settings) -> np.ndarray:
+def _kept_axes(feature: str, reliability: np.ndarray, settings: Settings) -> np.ndarray:
     """Which axes are published: all of a width of the user's own choice, else those that are mostly signal."""
     chosen = settings.embedding_dim
     fixed = feature in chosen if isinstance(chosen, Mapping) else chosen != "auto"
-    sound = (reliability >= settings.min_reliability) & (share >= MIN_SHARE)
-    return np.ones(len(sound), dtype=bool) if fixed else sound
+    return np.ones(len(reliability), dtype=bool) if fixed else reliability >= settings.min_reliability
 
 
 def _trained_counts(vocabulary: Vocabulary, total: float, settings: Settings) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from embedkit.columns import EmbeddingTable, NumericColumn
 from embedkit.errors import InputError
 from embedkit.learning.lr_finder import LRFinderResult
-from embedkit.learning.numeric import NumericInputs
+from embedkit.learning.numeric import NUMERIC_OUTPUTS, NumericInputs
 from embedkit.learning.targets import Head
 
 
@@ -45,6 +45,8 @@ class Settings:
         for name in ("dropout", "embedding_dropout", "unknown_fraction", "min_reliability"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
+        if self.numeric not in NUMERIC_OUTPUTS:
+            raise InputError(f"numeric must be one of {', '.join(NUMERIC_OUTPUTS)}, got {self.numeric!r}")
         for name in ("shrinkage", "weight_decay"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
@@ -104,7 +106,8 @@ class History:
     Attributes
     ----------
     epochs : list of dict
-        ``epoch, train_loss, validation_loss, validation_accuracy`` (the last two None where there is none), of each epoch.
+        ``epoch, train_loss, validation_loss, validation_accuracy`` (the last two None where there is none),
+        of each epoch.
     lrs : list of float
         Learning rate of each step.
     best_epoch : int
@@ -134,8 +137,8 @@ class Learned:
     weights : dict of str to ndarray
         All numbers of the network.
     axes : dict of str to dict of str to ndarray of shape (embedding_dim,)
-        Per feature the "reliability" of every axis that was learned, the dropped ones included, and its "share" of
-        the table's variance; see `embedkit.learning.axes`.
+        Per feature the "reliability" of every axis that was learned, the dropped ones included, and its
+        "share" of the table's variance; see `embedkit.learning.axes`.
     history : History
     lr_finder : LRFinderResult or None
         The range test behind an automatic rate.

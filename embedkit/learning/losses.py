@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from embedkit.learning.targets import Head
 
-
 # A fit that explains more than this share of a target's variance is not trusted to be that good.
 MIN_NOISE = 0.05
 
@@ -53,13 +52,15 @@ def squared_errors(heads: Sequence[Head], outputs: torch.Tensor, targets: torch.
     )
 
 
-def accuracy(heads: Sequence[Head], outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor | None:
-    """Fraction of rows whose class is right, mean over the heads with classes; None without such a head."""
+def accuracy(
+    heads: Sequence[Head], outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor | None:
+    """Weighted fraction of rows whose class is right, mean over the heads with classes; None without one."""
     hits = []
     for i, (head, part) in enumerate(zip(heads, split(heads, outputs), strict=True)):
         if head.kind != "continuous":
             guess = (part[:, 0] > 0) if head.kind == "binary" else part.argmax(dim=1)
-            hits.append((guess == targets[:, i]).float().mean())
+            hits.append(((guess == targets[:, i]) * weights).sum() / weights.sum())
     return torch.stack(hits).mean() if hits else None
 
 
@@ -68,8 +69,8 @@ def curvature_root(
 ) -> torch.Tensor:
     """A root of the Hessian of `row_losses` by the outputs, times random signs.
 
-    With ``H = L L'`` the Hessian of a row, the outer product of ``L signs`` has mean ``H``; for a head with one output
-    it is ``H`` itself.
+    With ``H = L L'`` the Hessian of a row, the outer product of ``L signs`` has mean ``H``; for a head with
+    one output it is ``H`` itself.
 
     Parameters
     ----------

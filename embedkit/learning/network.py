@@ -29,8 +29,8 @@ def embedding_dims(
     num_embeddings : sequence of int
         Rows of each table.
     embedding_dim : "auto", int, dict or callable
-        "auto" is fastai's rule, ``1.6 * num_embeddings ** 0.56``, at most 50; a dict names some features and leaves
-        the others to the rule; a callable gets ``num_embeddings``.
+        "auto" is fastai's rule, ``1.6 * num_embeddings ** 0.56``, at most 50; a dict names some features and
+        leaves the others to the rule; a callable gets ``num_embeddings``.
 
     Raises
     ------
@@ -59,8 +59,8 @@ def embedding_dims(
 class EntityEmbeddingNetwork(nn.Module):
     """Tables of vectors and the layers that read them.
 
-    The tables take no part in autograd: `embedkit.learning.optimizer.TableOptimizer` moves them from the gradient at
-    their looked-up vectors.
+    The tables take no part in autograd: `embedkit.learning.optimizer.TableOptimizer` moves them from the
+    gradient at their looked-up vectors.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ class EntityEmbeddingNetwork(nn.Module):
     def __init__(self, shape: NetworkShape, dropout: float = 0.0, embedding_dropout: float = 0.0) -> None:
         super().__init__()
         self.shape = shape
-        # Zero is where the prior is: a category moves away by evidence only. The layers' random weights break the symmetry.
+        # Zero is where the prior is: a category moves away by evidence only. The layers' random weights break
+        # the symmetry.
         tables = zip(shape.num_embeddings, shape.embedding_dims, strict=True)
         self.tables = nn.ParameterList(
             nn.Parameter(torch.zeros(rows, dim), requires_grad=False) for rows, dim in tables

@@ -1,13 +1,13 @@
 """The optimizer of the embedding tables: shrinkage that knows the counts.
 
-Adam divides each element's gradient by that element's own history, so a category seen three times takes steps as
-large as one seen 3,000 times, and memorises noise. Here a table has one second moment, a scalar over the rows of
-the batch, and a Gaussian prior on its vectors (an L2 penalty on their sum of squares, once per row of the table):
-a vector moves from zero only as far as the rows of its category carry it, as random effects do in a mixed model
-(Simchoni & Rosset, LMMNN, NeurIPS 2021).
+Adam divides each element's gradient by that element's own history, so a category seen three times takes steps
+as large as one seen 3,000 times, and memorises noise. Here a table has one second moment, a scalar over the
+rows of the batch, and a Gaussian prior on its vectors (an L2 penalty on their sum of squares, once per row of
+the table): a vector moves from zero only as far as the rows of its category carry it, as random effects do in
+a mixed model (Simchoni & Rosset, LMMNN, NeurIPS 2021).
 
-Only the rows of a batch are touched. What the prior does to the others in the meantime is one common factor per
-step; its logarithm is summed up and applied when a row is next looked up, which is exact.
+Only the rows of a batch are touched. What the prior does to the others in the meantime is one common factor
+per step; its logarithm is summed up and applied when a row is next looked up, which is exact.
 """
 
 import math

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from embedkit.errors import InputError
+from embedkit.learning.numeric import moments
 
 TARGET_TYPES = ("auto", "continuous", "binary", "multiclass")
 # A numeric target with more distinct values than this is continuous under "auto": ratings, miles per gallon.
@@ -43,10 +45,10 @@ class Head:
         return len(self.classes) if self.kind == "multiclass" else 1
 
     def encode(self, y: np.ndarray) -> np.ndarray:
-        """Targets as the network sees them: standardised numbers or class indices, float32 of shape (n_rows,)."""
+        """What the network sees: standardised numbers or class indices, float32 of shape (n_rows,)."""
         if self.kind == "continuous":
-            return ((y - self.center) / self.scale).astype(np.float32)
-        return np.searchsorted(self.classes, y).astype(np.float32)
+            return ((y.astype(np.float64) - self.center) / self.scale).astype(np.float32)
+        return np.searchsorted(self.classes, y.astype(self.classes.dtype)).astype(np.float32)
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:
         """Network outputs, shape (n_rows, n_outputs), as predicted numbers or labels, shape (n_rows,)."""
@@ -124,6 +126,7 @@ def make_heads(
 
 
 def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.ndarray) -> Head:
+    y = _narrow(y) if y.dtype == object else y  # one of several columns of different kinds
     numeric = y.dtype.kind in "iuf"
     if numeric and not np.isfinite(y).all():
         bad = np.flatnonzero(~np.isfinite(y))
@@ -153,10 +156,7 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
     if kind == "continuous":
         if not numeric and y.dtype.kind != "b":
             raise InputError(f"target {name!r} must hold numbers, found {y.dtype}: cast it, or learn classes")
-        y = y.astype(np.float64)
-        center = np.average(y, weights=sample_weight)
-        scale = np.sqrt(np.average((y - center) ** 2, weights=sample_weight))
-        return Head(name, kind, None, float(center), float(scale))
+        return Head(name, kind, None, *moments(y.astype(np.float64), sample_weight))
     if kind == "binary" and len(distinct) != 2:
         raise InputError(f"target {name!r} must hold 2 classes, found {len(distinct)}: use 'multiclass'")
     if numeric and y.dtype.kind == "f" and (distinct % 1 != 0).any():
@@ -168,11 +168,11 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
 
 
 def _kind(y: np.ndarray, distinct: np.ndarray) -> str:
-    if len(distinct) == 2:
-        return "binary"
     fraction = y.dtype.kind == "f" and (distinct % 1 != 0).any()
     many = y.dtype.kind in "iuf" and len(distinct) > MAX_AUTO_CLASSES
-    return "continuous" if fraction or many else "multiclass"
+    if fraction or many:
+        return "continuous"
+    return "binary" if len(distinct) == 2 else "multiclass"
 
 
 def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
@@ -191,15 +191,15 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
     single : bool
         Whether `y` was one-dimensional.
     """
+    y = y.to_pandas() if isinstance(y, pa.Table) else y
     name = getattr(y, "name", None)
     columns = getattr(y, "columns", None)
     if columns is not None and hasattr(y, "to_numpy"):
         names, values = [str(column) for column in columns], np.asarray(y.to_numpy())
     else:
-        if hasattr(y, "to_numpy"):
-            values = np.asarray(y.to_numpy())
-        else:
-            values = np.asarray(y)
+        values = np.asarray(y.to_numpy()) if hasattr(y, "to_numpy") else np.asarray(y)
+        if values.ndim not in (1, 2):
+            raise InputError(f"target must have one dimension, or two for several targets, found {values.ndim}")
         width = 1 if values.ndim == 1 else values.shape[1]
         names = [str(name) if name is not None else "y"] if width == 1 else [f"y{i}" for i in range(width)]
     single = values.ndim == 1

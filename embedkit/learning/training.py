@@ -108,7 +108,7 @@ class Trainer:
             errors = squared_errors(self.heads, outputs, batch.targets)
             self.noise.lerp_((errors * weights[:, None]).mean(dim=0), 0.01).clamp_(min=MIN_NOISE, max=1.0)
             plain = row_losses(self.heads, outputs, batch.targets)
-            return (plain * weights).mean(), accuracy(self.heads, outputs, batch.targets)
+            return (plain * weights).mean(), accuracy(self.heads, outputs, batch.targets, batch.weights)
 
     def step(self, lr: float) -> tuple[float, float | None]:
         """One step at a rate; loss and accuracy of the batch as numbers (waits for the device)."""
@@ -124,10 +124,10 @@ class Trainer:
             for batch in rows.batches(EVALUATION_BATCH):
                 outputs = self.network(self.network.lookup(batch.codes), batch.numeric)
                 loss += float((row_losses(self.heads, outputs, batch.targets) * batch.weights).sum())
-                right = accuracy(self.heads, outputs, batch.targets)
+                right = accuracy(self.heads, outputs, batch.targets, batch.weights)
                 if right is not None:
-                    hits = (hits or 0.0) + float(right) * len(batch)
-        return loss / total, None if hits is None else hits / len(rows)
+                    hits = (hits or 0.0) + float(right) * float(batch.weights.sum())
+        return loss / total, None if hits is None else hits / total
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of all that a step changes, random states included."""
@@ -168,7 +168,8 @@ def train(
 ) -> History:
     """Train to the end of the schedule, or until the watched rows get no better; keep the best weights.
 
-    An epoch whose loss is not finite is taken back and repeated at a tenth of the rate, at most three times in all.
+    An epoch whose loss is not finite is taken back and repeated at a tenth of the rate, at most three times
+    in all.
 
     Parameters
     ----------
