@@ -64,7 +64,7 @@ def split(table: pd.DataFrame, how: str, seed: int) -> tuple[pd.DataFrame, pd.Da
 
 
 def downstream(threads: int) -> dict[str, Callable[[], object]]:
-    """The paper's models with the paper's settings; LightGBM, half as many trees at twice the rate, for XGBoost."""
+    """The paper's models and settings; for XGBoost LightGBM, half as many trees at twice the rate."""
     return {
         "KNN": lambda: KNeighborsRegressor(10, weights="distance", p=1, n_jobs=threads),
         "random forest": lambda: RandomForestRegressor(200, max_depth=35, random_state=0, n_jobs=threads),
@@ -89,13 +89,15 @@ def mape(sales: np.ndarray, predicted_log: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter) parser.add_argument("--data", type=Path,
-    required=True) parser.add_argument("--split", choices=["time", "shuffled"], default="time")
-    parser.add_argument("--models", default="KNN,random forest,boosted trees", help="names, with commas
-    between") parser.add_argument("--networks", type=int, default=1, help="how many networks to average (the
-    paper: 5)") parser.add_argument("--without", action="store_true", help="also score the models without
-    embeddings") parser.add_argument("--threads", type=int, default=-1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", choices=["time", "shuffled"], default="time")
+    parser.add_argument("--models", default="KNN,random forest,boosted trees", help="comma-separated names")
+    parser.add_argument("--networks", type=int, default=1, help="how many networks to average (the paper: 5)")
+    parser.add_argument("--without", action="store_true", help="also score the models without embeddings")
+    parser.add_argument("--threads", type=int, default=-1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -109,8 +111,9 @@ def main() -> None:
         networks.append(network.fit(train[COLUMNS], y))
         error = mape(sales, network.predict(test[COLUMNS]))
         seconds = time.perf_counter() - start
-        print(f"  network {i + 1}: {error:.4f} in {seconds:.0f} s, peak rate {network.max_lr_:.2g}",
-        flush=True)
+        print(
+            f"  network {i + 1}: {error:.4f} in {seconds:.0f} s, peak rate {network.max_lr_:.2g}", flush=True
+        )
     widths = {name: table.embedding_dim for name, table in networks[0].embeddings_.items()}
     print(f"  widths: {widths}", flush=True)
 
