@@ -3,13 +3,16 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import embedkit
 from embedkit import console
 from embedkit.console import Commands, Names, Number, Widths
+
+if TYPE_CHECKING:
+    from embedkit.files import TrainingData
 
 NAMES = Names()
 
@@ -31,7 +34,9 @@ def learning_options(command: Callable) -> Callable:
     options = [
         click.argument("data", type=click.Path()),
         click.option("--target", type=NAMES, required=True, help="Column to predict; or several: a,b."),
-        click.option("--columns", type=NAMES, default="", help="Columns to learn from.  [default: all others]"),
+        click.option(
+            "--columns", type=NAMES, default="", help="Columns to learn from.  [default: all others]"
+        ),
         click.option("--drop", type=NAMES, default="", help="Columns to leave out: ids, leaks."),
         click.option(
             "--categorical",
@@ -41,7 +46,7 @@ def learning_options(command: Callable) -> Callable:
             default="",
             help="Integer ids and dates to take as categories; texts and booleans always are.",
         ),
-        click.option("--weight", help="Column with the weights of the rows."),
+        click.option("--weight", help="Column that says how many rows each row stands for."),
         click.option("--skip-missing-target", is_flag=True, help="Leave out rows that lack a target."),
         click.option(
             "--task",
@@ -63,11 +68,17 @@ def learning_options(command: Callable) -> Callable:
             "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
         ),
         click.option("--max-categories", type=int, help="Most categories to keep of a column."),
-        click.option("--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."),
+        click.option(
+            "--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."
+        ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
         click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Random seed."),
         click.option(
-            "--threads", type=click.IntRange(1), expose_value=False, callback=_use_threads, help="CPU threads."
+            "--threads",
+            type=click.IntRange(1),
+            expose_value=False,
+            callback=_use_threads,
+            help="CPU threads.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress."),
     ]
@@ -82,6 +93,14 @@ def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
+    """Read DATA; the options that say what its columns are for are taken out of `options`."""
+    from embedkit.files import read_training
+
+    names = ("target", "columns", "drop", "weight", "skip_missing_target")
+    return read_training(data, **{name: options.pop(name) for name in names})
+
+
 @main.command()
 @learning_options
 @click.option("--out", required=True, type=click.Path(), help="Stored set to write, NAME.embedkit by custom.")
@@ -89,9 +108,7 @@ def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None
 @click.option("--max-epochs", type=int, default=10, show_default=True, help="Passes over the data.")
 @click.option(
     "--schedule",
-    type=click.Choice(
-        ["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]
-    ),
+    type=click.Choice(["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]),
     default="one_cycle",
     show_default=True,
     help="Shape of the learning rate.",
@@ -104,11 +121,10 @@ def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None
     show_default=True,
     help="What becomes of numbers when rows are transformed.",
 )
-def fit(
-    data: str, out: str, target: tuple, columns: tuple, drop: tuple, weight: str | None,
-    skip_missing_target: bool, task: str, quiet: bool, **parameters: Any,
-) -> None:  # fmt: skip
-    """Learn vectors for the categories in DATA (CSV or Parquet) and store them.
+def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
+    """Learn vectors for categories and store them.
+
+    DATA is a CSV or Parquet file. What is stored also predicts the target.
 
     \b
     Example:
@@ -117,11 +133,9 @@ def fit(
     from embedkit import files
 
     files.check_output(out)
-    rows = files.read_training(
-        data, target, columns=columns, drop=drop, weight=weight, skip_missing_target=skip_missing_target
-    )
+    rows = _read_rows(data, options)
     began = time.perf_counter()
-    estimator = rows.estimator(task, verbose=int(not quiet), **parameters)
+    estimator = rows.estimator(task, verbose=int(not quiet), **options)
     version = estimator.fit(rows.X, rows.y, rows.sample_weight).save(out)
     if not quiet:
         click.echo(console.fit_summary(estimator, rows.X.num_rows, time.perf_counter() - began))
@@ -135,11 +149,10 @@ def fit(
 @click.option("--end-lr", type=float, default=10.0, show_default=True, help="Last rate.")
 @click.option("--num-iter", type=int, default=100, show_default=True, help="Steps.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Picture to write, a PNG.")
-def lr_find(
-    data: str, target: tuple, columns: tuple, drop: tuple, weight: str | None, skip_missing_target: bool,
-    task: str, start_lr: float, end_lr: float, num_iter: int, plot: str | None, quiet: bool, **parameters: Any,
-) -> None:  # fmt: skip
-    """Find the learning rate for DATA by a range test: raise it from step to step and watch the loss.
+def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any) -> None:
+    """Find the learning rate by a range test.
+
+    The rate is raised from step to step, and the loss on DATA (CSV or Parquet) says when it is too high.
 
     \b
     Example:
@@ -150,11 +163,9 @@ def lr_find(
 
     if plot:
         files.check_writable(plot)
-    rows = files.read_training(
-        data, target, columns=columns, drop=drop, weight=weight, skip_missing_target=skip_missing_target
-    )
-    estimator = rows.estimator(task, verbose=int(not quiet), **parameters)
-    sweep = {"start_lr": start_lr, "end_lr": end_lr, "num_iter": num_iter}
+    rows = _read_rows(data, options)
+    sweep = {name: options.pop(name) for name in ("start_lr", "end_lr", "num_iter")}
+    estimator = rows.estimator(task, verbose=int(not quiet), **options)
     result = estimator.find_lr(rows.X, rows.y, rows.sample_weight, **sweep)
     if plot:
         plot_lr_finder(result, plot)
@@ -172,7 +183,9 @@ def lr_find(
 def inspect(
     store: str, feature: str | None, neighbors: str | None, k: int, rows: int, version: str | None
 ) -> None:
-    """Show what a stored set holds, the rows of one FEATURE, or the neighbours of a category.
+    """Show what a stored set holds.
+
+    Given a FEATURE, show the rows of its table, or the categories nearest to one.
 
     \b
     Examples:
@@ -182,10 +195,12 @@ def inspect(
     embedding_set = embedkit.EmbeddingSet.load(store, version)
     if feature is None:
         if neighbors is not None:
-            raise click.UsageError("--neighbors needs a FEATURE: embedkit inspect STORE FEATURE --neighbors X")
+            raise click.UsageError(
+                "--neighbors needs a FEATURE: embedkit inspect STORE FEATURE --neighbors X"
+            )
         click.echo(console.set_summary(embedding_set))
         return
-    table = embedding_set.subset([feature])[feature]
+    table = console.find_table(embedding_set, feature)
     if neighbors is None:
         click.echo(console.table_rows(table, rows))
     else:
@@ -212,7 +227,9 @@ def inspect(
 )
 @click.option("--version", help="Version of the set.  [default: the current one]")
 def export(store: str, format: str, out: str, features: tuple, dialect: str, version: str | None) -> None:
-    """Write the tables of a stored set as plain files, one per feature.
+    """Write the tables as plain files.
+
+    There is one file per feature: kind (missing, unknown, category), category, count, vector.
 
     \b
     Example:
@@ -235,12 +252,16 @@ def export(store: str, format: str, out: str, features: tuple, dialect: str, ver
 @click.argument("store", type=click.Path(), required=False)
 @click.argument("input", type=click.Path(), required=False)
 @click.argument("output", type=click.Path(), required=False)
-@click.option("--job", type=click.Path(), help="TOML file with these settings; what is given here goes first.")
+@click.option(
+    "--job", type=click.Path(), help="TOML file with these settings; what is given here goes first."
+)
 @click.option("--columns", type=NAMES, help="Columns of the input to keep.  [default: all]")
 @click.option("--replace", is_flag=True, default=None, help="Leave out the columns that were looked up.")
 @click.option("--layout", type=click.Choice(["wide", "vector"]), help="Columns, or a vector per feature.")
 @click.option("--partition-by", type=NAMES, help="Columns that name the directories of the output.")
-@click.option("--compression", type=click.Choice(["none", "snappy", "lz4", "zstd"]), help="Of the Parquet files.")
+@click.option(
+    "--compression", type=click.Choice(["none", "snappy", "lz4", "zstd"]), help="Of the Parquet files."
+)
 @click.option("--max-unknown", metavar="SHARE", help="Stop above this share of unknown values: 5%.")
 @click.option("--resume", is_flag=True, default=None, help="Go on with an interrupted job.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace the output.")
@@ -251,7 +272,9 @@ def export(store: str, format: str, out: str, features: tuple, dialect: str, ver
 @click.option("--version", help="Version of the set.  [default: the current one]")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress.")
 def transform(job: str | None, quiet: bool, **settings: Any) -> None:
-    """Look up the rows of INPUT (CSV or Parquet, a file or a directory) and write OUTPUT, a Parquet dataset.
+    """Look up the vectors of all rows.
+
+    INPUT is a CSV or Parquet file, a directory of these, or a pattern; OUTPUT becomes a Parquet dataset.
 
     \b
     Example:
@@ -264,7 +287,9 @@ def transform(job: str | None, quiet: bool, **settings: Any) -> None:
     settings = {"progress": console.on_terminal(quiet)} | (load_job(job) if job else {}) | given
     missing = [name for name in ("store", "input", "output") if name not in settings]
     if missing:
-        raise click.UsageError(f"Missing {' and '.join(missing).upper()}: embedkit transform STORE INPUT OUTPUT")
+        raise click.UsageError(
+            f"Missing {' '.join(missing).upper()}: give all three, or a --job that has them"
+        )
     summary = transform_dataset(**settings)
     if not quiet:
         click.echo(str(summary))
@@ -273,7 +298,9 @@ def transform(job: str | None, quiet: bool, **settings: Any) -> None:
 @main.command()
 @click.argument("store", type=click.Path())
 def verify(store: str) -> None:
-    """Check every file of a stored set against its SHA-256; exit code 1 if there is a problem.
+    """Check every file of a stored set.
+
+    Each is compared with its SHA-256; the exit code is 1 if there is a problem.
 
     \b
     Example:
@@ -289,7 +316,9 @@ def verify(store: str) -> None:
 @click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Directory.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def demo(out: str, quiet: bool) -> None:
-    """Learn from a year of flights, and compare encodings: is a flight late?
+    """Learn from a year of flights.
+
+    Is a flight late? Compares what several models make of several encodings, and draws what was learned.
 
     \b
     Example:

@@ -41,7 +41,9 @@ class Names(click.ParamType):
 
     name = "names"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
         return tuple(name for name in map(str.strip, value.split(",")) if name)
@@ -128,13 +130,23 @@ def set_summary(embedding_set: "EmbeddingSet") -> str:
 
 def next_steps(root: str, embedding_set: "EmbeddingSet", data: str) -> str:
     """What to type next."""
-    root, feature, data = map(shlex.quote, (root, next(iter(embedding_set)), data))
+    feature = max(
+        embedding_set, key=lambda name: (embedding_set[name].vectors.any(), len(embedding_set[name].counts))
+    )
+    root, feature, data = map(shlex.quote, (root, feature, data))
     return (
         "Next:\n"
         f"  embedkit inspect {root} {feature}\n"
         f"  embedkit transform {root} {data} features.parquet\n"
         f"  embedkit export {root} --format csv --out tables"
     )
+
+
+def find_table(embedding_set: "EmbeddingSet", feature: str) -> "EmbeddingTable":
+    """The table of a feature; InputError where it has none."""
+    if feature in embedding_set.subset([feature]):
+        return embedding_set[feature]
+    raise InputError(f"{feature!r} is a number and has no table: the set has tables of {list(embedding_set)}")
 
 
 def table_rows(table: "EmbeddingTable", limit: int) -> str:
@@ -145,7 +157,7 @@ def table_rows(table: "EmbeddingTable", limit: int) -> str:
     names = list(table.feature_names_out[:MAX_NUMBERS])
     more = table.embedding_dim - len(names)
     rows = [
-        [labels[code], f"{table.counts[code]:,.6g}"]
+        [labels[code], _count(table.counts[code])]
         + [f"{number:.3f}" for number in table.vectors[code, :MAX_NUMBERS]]
         for code in shown
     ]
@@ -163,7 +175,11 @@ def neighbor_rows(table: "EmbeddingTable", text: str, k: int) -> str:
     value = None if text == "(missing)" else _parse(table, text)
     found = table.neighbors(value, k)
     rows = [
-        ["(missing)" if row.category is None else str(row.category), f"{row.distance:.3f}", f"{row.count_:,.6g}"]
+        [
+            "(missing)" if row.category is None else str(row.category),
+            f"{row.distance:.3f}",
+            _count(row.count_),
+        ]
         for row in found.rename(columns={"count": "count_"}).itertuples()
     ]
     return f"Nearest to {table.feature} {text}:\n{text_table(['category', 'distance', 'count'], rows)}"
@@ -184,6 +200,11 @@ def finder_summary(result: "LRFinderResult") -> str:
 def on_terminal(quiet: bool) -> bool:
     """Whether to show a progress bar."""
     return not quiet and sys.stderr.isatty()
+
+
+def _count(count: float) -> str:
+    """Rows, or their weight: a fraction matters where there are few."""
+    return f"{count:,.0f}" if count >= 100 or count == int(count) else f"{count:.3g}"
 
 
 def _kind(head: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit import store
-from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean
+from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean, require
 from embedkit.frames import numeric_block, type_family
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ class TrainingData:
         ------
         InputError
             If a target cannot be learned, or does not fit `task`.
+        MissingExtraError
+            If what it takes to learn and to store is not installed.
         """
+        require("torch", "train")
+        require("safetensors", "train")
         from embedkit.encoder import EntityEmbeddingEncoder
         from embedkit.learning.targets import as_targets, make_heads
         from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
@@ -157,8 +161,7 @@ def read_training(
     used = [name for name in (columns or table.column_names) if name not in left_out]
     if not used:
         raise InputError(f"{path} has no column to learn from beside {sorted(left_out)}: drop fewer")
-    if skip_missing_target:
-        table = _with_target(path, table, target)
+    table = _with_target(path, table, target, skip_missing_target)
     return TrainingData(
         table.select(used),
         _targets(table, target),
@@ -240,13 +243,23 @@ def _check_named(path: str | os.PathLike, table: pa.Table, named: Mapping[str, I
             )
 
 
-def _with_target(path: str | os.PathLike, table: pa.Table, target: Sequence[str]) -> pa.Table:
-    present = pa.chunked_array([np.ones(table.num_rows, dtype=bool)])
+def _with_target(path: str | os.PathLike, table: pa.Table, target: Sequence[str], skip: bool) -> pa.Table:
+    """The rows that have all targets: what is missing cannot be learned from."""
+    missing = pa.chunked_array([np.zeros(table.num_rows, dtype=bool)])
     for name in target:
-        present = pc.and_(present, pc.invert(pc.is_null(table[name], nan_is_null=True)))
-    table = table.filter(present)
+        lacking = pc.is_null(table[name], nan_is_null=True)
+        count = pc.sum(lacking).as_py() or 0
+        if count == table.num_rows:
+            raise InputError(f"target {name!r} is missing in all rows of {path}: name another target")
+        if count and not skip:
+            raise InputError(
+                f"target {name!r} is missing in {count:,} of {table.num_rows:,} rows of {path}: "
+                "fill them, or leave them out with --skip-missing-target"
+            )
+        missing = pc.or_(missing, lacking)
+    table = table.filter(pc.invert(missing))
     if table.num_rows == 0:
-        raise InputError(f"target {list(target)} is missing in all rows of {path}: name another target")
+        raise InputError(f"no row of {path} has all of {list(target)}: learn them one by one")
     return table
 
 

@@ -200,7 +200,10 @@ def _read(system: fs.FileSystem, path: str) -> bytes:
 
 
 def _read_current(system: fs.FileSystem, path: str) -> tuple[str, str]:
-    return parse_current(_read(system, f"{path}/CURRENT"), path)
+    try:
+        return parse_current(_read(system, f"{path}/CURRENT"), path)
+    except StoreNotFoundError as error:
+        raise StoreNotFoundError(f"no stored set at {path}: {error}") from error
 
 
 def _open(root: str | os.PathLike, version: str | None) -> tuple[fs.FileSystem, str, dict[str, Any]]:

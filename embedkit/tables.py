@@ -134,7 +134,8 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         """
         missing = [name for name in features if name not in self.features_in]
         if missing:
-            raise InputError(f"the set has no feature {missing}{did_you_mean(missing, self.features_in)}")
+            hint = did_you_mean(missing, self.features_in)
+            raise InputError(f"the set has no feature {missing}{hint}: it has {list(self.features_in)}")
         return EmbeddingSet(
             [table for table in self.values() if table.feature in features],
             [column for column in self.numerics if column.feature in features],
