@@ -63,8 +63,8 @@ def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weigh
     """
     index = np.flatnonzero(weights > 0)
     if len(index) <= MAX_SORTED_ROWS:
-        keys = np.concatenate([codes.astype(np.float64), numeric, targets, weights[:, None]], axis=1)
-        index = index[np.lexsort(keys[index].T)]
+        keys = np.concatenate([weights[:, None], codes, numeric, targets], axis=1, dtype=np.float64)
+        index = index[np.lexsort(keys[index].T)]  # by the last column first
     kept = weights[index]
     if (kept % 1 == 0).all() and kept.sum() <= MAX_SORTED_ROWS:
         index = np.repeat(index, kept.astype(np.int64))
