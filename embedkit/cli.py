@@ -326,4 +326,4 @@ def demo(out: str, quiet: bool) -> None:
     """
     from embedkit.demo import run
 
-    run(out, quiet)
+    run(out, quiet=quiet, echo=click.echo)
