@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import click
@@ -142,9 +143,10 @@ def test_fit_twice_adds_a_version_of_the_same_bytes(parquet_file: Path, tmp_path
 def test_fit_options_reach_the_estimator(parquet_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     run(
-        "fit", parquet_file, "--target", "open", "--drop", "sales", "--categorical", "shop", "--weight", "distance",
-        "--embedding-dim", "shop=3, town=1", "--min-frequency", "2", "--max-categories", "5", "--max-lr", "0.02",
-        "--max-epochs", "2", "--batch-size", "16", "--schedule", "triangular", "--early-stopping",
+        "fit", parquet_file, "--target", "open", "--drop", "sales", "--categorical", "shop",
+        "--weight", "distance", "--embedding-dim", "shop=3, town=1", "--min-frequency", "2",
+        "--max-categories", "5", "--max-lr", "0.02", "--max-epochs", "2",
+        "--batch-size", "16", "--schedule", "triangular", "--early-stopping",
         "--numeric", "drop", "--seed", "7", "--device", "cpu", "--out", out, "-q",
     )  # fmt: skip
     stored = embedkit.EmbeddingSet.load(out)
@@ -216,8 +218,9 @@ def test_inspect_shows_set_table_and_neighbours(stored: Path, regressor: EntityE
     assert "7 columns come out of 4." in overview
     table = regressor.embeddings_["town"]
     printed = run("inspect", stored, "town", "--rows", "4").stdout
-    first = f"{table.vector('Rome')[0]:.3f}"
-    assert re.search(rf"Rome +{table.counts[4]} +{re.escape(first)} ", printed)
+    first = f"{table.vector('Bonn')[0]:.3f}"
+    assert re.search(rf"Bonn +{table.counts[2]} +{re.escape(first)} ", printed)
+    assert "Rome" not in printed, "the one with the fewest rows comes last"
     assert "... 1 more rows (--rows)" in printed
     nearest = table.neighbors("Rome", 2)
     lines = run("inspect", stored, "town", "--neighbors", "Rome", "-k", "2").stdout.splitlines()
@@ -413,11 +416,14 @@ def test_a_terminal_gets_a_progress_bar_unless_quiet(
     quiet: bool, stored: Path, parquet_file: Path, tmp_path: Path
 ) -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     arguments = ["transform", stored, parquet_file, tmp_path / "out", *(["-q"] if quiet else [])]
     command = [sys.executable, "-m", "embedkit", *map(str, arguments)]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
     os.write(theirs, b"END")
-    shown = os.read(ours, 100_000)
+    shown = b""
+    while not shown.endswith(b"END"):
+        shown += os.read(ours, 100_000)
     os.close(ours)
     os.close(theirs)
     assert (b"row" in shown) is not quiet
