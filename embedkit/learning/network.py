@@ -82,7 +82,8 @@ class EntityEmbeddingNetwork(nn.Module):
         layers: list[nn.Module] = []
         width = sum(shape.embedding_dims) + shape.n_numeric
         for units in shape.hidden_layer_sizes:
-            layers += [nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU(), nn.Dropout(dropout)]
+            norm = nn.BatchNorm1d(units, momentum=1.0)  # what it keeps is measured after the training
+            layers += [nn.Linear(width, units), norm, nn.ReLU(), nn.Dropout(dropout)]
             width = units
         self.layers = nn.Sequential(*layers, nn.Linear(width, shape.n_outputs))
 
