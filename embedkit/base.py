@@ -38,8 +38,9 @@ class FrameMixin:
     def _read(self, X: Any, *, reset: bool) -> pa.Table:
         """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`)."""
         if has_names(X):
-            _check_feature_names(self, X, reset=reset)
+            # Before scikit-learn sees it, whose error on repeated names has many lines.
             table = to_table(X)
+            _check_feature_names(self, X, reset=reset)
             _check_n_features(self, table, reset=reset)
             if not reset and not hasattr(self, "feature_names_in_"):
                 table = table.rename_columns(list(self._array_names(table.num_columns)))

@@ -108,10 +108,7 @@ def read_table(path: str | os.PathLike) -> pa.Table:
         kind = "CSV" if is_csv else "Parquet"
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(f"{path} cannot be read as {kind} ({reason}): repair or convert it") from error
-    names = table.column_names
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{path} has more than one column named {repeated}: rename or drop all but one")
+    _check_unique(path, table.column_names)
     if table.num_rows == 0:
         raise InputError(f"{path} has 0 rows: give a file with at least 1 row below its column names")
     return table
@@ -229,7 +226,15 @@ def _read_csv(path: Path) -> pa.Table:
 def _read_parquet(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
+    if path.is_file():
+        _check_unique(path, pq.read_schema(path).names)  # read_table fails on these, and does not say why
     return pq.read_table(path)
+
+
+def _check_unique(path: Path, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path} has more than one column named {repeated}: rename or drop all but one")
 
 
 def _check_named(path: str | os.PathLike, table: pa.Table, named: Mapping[str, Iterable[str]]) -> None:

@@ -122,9 +122,9 @@ def current_version(root: str | os.PathLike) -> str:
     StoreNotFoundError
         If there is no stored set.
     StoreError
-        If CURRENT is damaged.
+        If CURRENT or the manifest of that version is damaged.
     """
-    return _read_current(*_resolve(root))[0]
+    return _open(root, None)[2]["version"]
 
 
 def verify(root: str | os.PathLike) -> list[str]:
