@@ -23,13 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.serving.batch import transform_dataset
-from embedkit.serving.units import ROW_GROUP_ROWS
 from embedkit.tables import EmbeddingSet, EmbeddingTable
 from embedkit.vocabulary import Vocabulary
 
 CARDINALITIES = {"weekday": 7, "store": 1_000, "tailnum": 4_000, "customer": 50_000}
 EMBEDDING_DIM = 16
 FILE_ROWS = 2_000_000
+# Of the job's output; plain pyarrow writes the same.
+ROW_GROUP_ROWS = 131_072
 
 
 def make_set() -> EmbeddingSet:

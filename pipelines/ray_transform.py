@@ -26,9 +26,10 @@ class Lookup:
         )
 
 
-def transform(dataset: ray.data.Dataset, store: str, actors: int = 2) -> ray.data.Dataset:
-    """Add the features of every row."""
-    pool = ray.data.ActorPoolStrategy(size=actors)
+def transform(dataset: ray.data.Dataset, store: str, actors: int = 8) -> ray.data.Dataset:
+    """Add the features of every row; the pool grows to so many actors if there are processors for them."""
+    # A pool of a fixed size can take every processor, and wait for ever for the tasks that read and write.
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=actors)
     return dataset.map_batches(
         Lookup, fn_constructor_args=[store], batch_format="pyarrow", batch_size=131_072, compute=pool
     )
