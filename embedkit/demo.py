@@ -97,7 +97,7 @@ def run(
         f"learning from {len(train):,}, scoring on {len(test):,}"
     )
     network = EntityEmbeddingClassifier(CATEGORICAL, random_state=seed, verbose=0 if quiet else 1)
-    network.fit(problem.X_train, problem.y_train)
+    vectors = network.fit_transform(problem.X_train, problem.y_train)
     seconds = time.perf_counter() - start
     echo(f"learned {len(CATEGORICAL)} tables in {seconds:.0f} s at a peak rate of {network.max_lr_:.2g}:")
     for name, learned in network.embeddings_.items():
@@ -112,8 +112,10 @@ def run(
     scores = compare(
         problem,
         network,
+        vectors,
         max_rows=rows,
         random_state=seed,
+        n_jobs=-1,
         progress=lambda pairs: tqdm(pairs, delay=2, disable=True if quiet else None, leave=False),
     )
     echo(as_markdown(scores))

@@ -10,9 +10,21 @@ import pandas as pd
 
 from embedkit.errors import InputError, require
 
-ENCODINGS = ("ordinal", "target", "native", "embedkit")
+ENCODINGS = ("ordinal", "onehot", "target", "native", "embedkit")
 MODELS = ("knn", "forest", "lightgbm")
 METRICS = {"regression": "R2", "binary": "AUC", "multiclass": "macro AUC"}
+# One-hot encoding of more columns takes longer and is worse than any other encoding: it is left out.
+MAX_ONEHOT_COLUMNS = 1_000
+COLUMNS = [
+    "encoding",
+    "model",
+    "metric",
+    "score",
+    "n_columns",
+    "fit_seconds",
+    "transform_seconds",
+    "model_seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -43,85 +55,139 @@ class Problem:
         return np.sort(np.random.RandomState(random_state).permutation(n)[:n_rows])
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A problem's rows under an encoding.
+
+    Attributes
+    ----------
+    train, test : array, sparse array or DataFrame of shape (n_rows, n_columns)
+    fit_seconds, transform_seconds : float
+        Time to learn the encoding and encode the training rows, and to encode the test rows.
+    """
+
+    train: Any
+    test: Any
+    fit_seconds: float
+    transform_seconds: float
+
+
 def compare(
     problem: Problem,
     encoder: Any,
+    vectors: np.ndarray | None = None,
     *,
     encodings: Sequence[str] = ENCODINGS,
     models: Sequence[str] = MODELS,
     max_rows: int | None = None,
     random_state: int = 0,
+    n_jobs: int | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> pd.DataFrame:
     """Score models under encodings on held-out rows.
 
     Every encoding is learned from all training rows; the models learn from the same sample of them. What an
-    encoder's `fit_transform` returns is what the models learn from (scikit-learn's TargetEncoder cross-fits
-    there).
+    encoder's `fit_transform` returns is what the models learn from: scikit-learn's TargetEncoder cross-fits
+    there, and so may embedkit's.
 
     Parameters
     ----------
     problem : Problem
     encoder : EntityEmbeddingClassifier or EntityEmbeddingRegressor
-        Fitted on the training rows of the problem; also scored itself, as model "network".
+        Fitted here, and also scored itself, as model "network".
+    vectors : array of shape (n_rows, n_columns), optional
+        What ``encoder.fit_transform`` has returned for the training rows; with it, nothing is fitted again.
     encodings : sequence of {"ordinal", "onehot", "target", "native", "embedkit"}
-        "native" is LightGBM's own treatment of categories, for that model only.
+        "native" is LightGBM's own treatment of categories, for that model only; "onehot" is left out where it
+        would make more than 1,000 columns.
     models : sequence of {"knn", "forest", "lightgbm"}
     max_rows : int, optional
         Most rows the models learn from.
     random_state : int
+        Of the rivals' encodings, of the models and of the sample.
+    n_jobs : int, optional
+        Threads of the models, as in scikit-learn.
     progress : callable
         Wraps the iterable of pairs, as ``tqdm`` does.
 
     Returns
     -------
     DataFrame
-        Columns ``encoding, model, metric, score, n_columns, seconds``; the time is that of the model.
+        Columns ``encoding, model, metric, score, n_columns, fit_seconds, transform_seconds, model_seconds``;
+        the first two times are those of the encoding.
     """
     rows = problem.sample(max_rows, random_state)
+    metric = METRICS[problem.kind]
     records = []
-    encoded: dict[str, tuple[Any, Any]] = {}
-    pairs = [(e, m) for e in encodings for m in models if e != "native" or m == "lightgbm"]
+    # The network stands in for a model, and its vectors come with it.
+    ours = encode_with(encoder, problem, vectors)
+    records.append(("embedkit", "network", metric, score_of(encoder, problem.X_test, problem), *_costs(ours)))
+    encoded = {"embedkit": ours}
+    pairs = [(e, m) for e in feasible(problem, encodings) for m in models if e != "native" or m == "lightgbm"]
     for encoding, model_name in progress(pairs):
-        if encoding not in encoded:
-            encoded = {encoding: encode(problem, encoding, encoder, rows, random_state)}  # one at a time
-        train, test = encoded[encoding]
+        if encoding not in encoded:  # one at a time, ours apart
+            encoded = {"embedkit": ours, encoding: encode(problem, encoding, random_state)}
         start = time.perf_counter()
         # The vectors' distances mean something as they are; the rivals' columns have to be brought to one
         # scale.
-        model = make_model(model_name, problem.kind, scale=encoding != "embedkit", random_state=random_state)
-        model.fit(train, problem.y_train[rows])
-        score = score_of(model, test, problem)
-        seconds = time.perf_counter() - start
-        records.append((encoding, model_name, METRICS[problem.kind], score, train.shape[1], seconds))
-    records.append(
-        ("embedkit", "network", METRICS[problem.kind], score_of(encoder, problem.X_test, problem), 0, 0.0)
-    )
-    return pd.DataFrame(records, columns=["encoding", "model", "metric", "score", "n_columns", "seconds"])
+        model = make_model(
+            model_name,
+            problem.kind,
+            scale=encoding != "embedkit",
+            random_state=random_state,
+            n_jobs=n_jobs,
+        )
+        train = encoded[encoding].train
+        model.fit(train.iloc[rows] if hasattr(train, "iloc") else train[rows], problem.y_train[rows])
+        score = score_of(model, encoded[encoding].test, problem)
+        costs = (*_costs(encoded[encoding])[:-1], time.perf_counter() - start)
+        records.append((encoding, model_name, metric, score, *costs))
+    return pd.DataFrame(records, columns=COLUMNS)
 
 
-def encode(
-    problem: Problem, encoding: str, encoder: Any, rows: np.ndarray, random_state: int
-) -> tuple[Any, Any]:
-    """Training rows (a sample of them) and test rows under an encoding."""
-    if encoding == "embedkit":
-        return encoder.transform(problem.X_train.iloc[rows]), encoder.transform(problem.X_test)
+def feasible(problem: Problem, encodings: Sequence[str]) -> list[str]:
+    """The encodings, without one-hot where it would be too wide."""
+    width = sum(problem.X_train[name].nunique(dropna=False) for name in problem.categorical)
+    return [name for name in encodings if name != "onehot" or width <= MAX_ONEHOT_COLUMNS]
+
+
+def encode_with(encoder: Any, problem: Problem, vectors: np.ndarray | None = None) -> Encoded:
+    """A problem's rows under an estimator with `fit_transform`; see `compare` for `vectors`."""
+    start = time.perf_counter()
+    if vectors is None:
+        vectors = encoder.fit_transform(problem.X_train, problem.y_train)
+    fitted = time.perf_counter()
+    test = encoder.transform(problem.X_test)
+    return Encoded(vectors, test, fitted - start, time.perf_counter() - fitted)
+
+
+def encode(problem: Problem, encoding: str, random_state: int) -> Encoded:
+    """A problem's rows under one of the standard encodings, numbers imputed by their median."""
     if encoding == "native":
-        return _native(problem, rows)
+        return _native(problem)
     from sklearn.compose import make_column_transformer
     from sklearn.impute import SimpleImputer
 
-    kind = "continuous" if problem.kind == "regression" else problem.kind
     transformer = make_column_transformer(
-        (_rival(encoding, kind, random_state), problem.categorical),
+        (_rival(encoding, problem.kind, random_state), problem.categorical),
         (SimpleImputer(strategy="median", keep_empty_features=True), problem.numeric),
         sparse_threshold=1.0,
     )
-    train = transformer.fit_transform(_as_text(problem.X_train, problem.categorical), problem.y_train)
-    return train[rows], transformer.transform(_as_text(problem.X_test, problem.categorical))
+    as_text = Problem(
+        _as_text(problem.X_train, problem.categorical),
+        problem.y_train,
+        _as_text(problem.X_test, problem.categorical),
+        problem.y_test,
+        problem.categorical,
+        problem.numeric,
+        problem.kind,
+    )
+    return encode_with(transformer, as_text)
 
 
-def make_model(name: str, kind: str, *, scale: bool, random_state: int) -> Any:
+def make_model(
+    name: str, kind: str, *, scale: bool = True, random_state: int = 0, n_jobs: int | None = None
+) -> Any:
     """A model with the settings that all encodings share.
 
     KNN with 20 neighbours weighted by inverse distance (on standardised columns if `scale`), a forest of 100
@@ -133,35 +199,68 @@ def make_model(name: str, kind: str, *, scale: bool, random_state: int) -> Any:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        model = (KNeighborsRegressor if regression else KNeighborsClassifier)(
-            20, weights="distance", n_jobs=-1
-        )
+        neighbors = KNeighborsRegressor if regression else KNeighborsClassifier
+        model = neighbors(20, weights="distance", n_jobs=n_jobs)
         return make_pipeline(StandardScaler(with_mean=False), model) if scale else model
     if name == "forest":
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
         forest = RandomForestRegressor if regression else RandomForestClassifier
-        return forest(100, n_jobs=-1, random_state=random_state)
+        return forest(100, n_jobs=n_jobs, random_state=random_state)
     if name == "lightgbm":
         lightgbm = require("lightgbm", "train")
         boosting = lightgbm.LGBMRegressor if regression else lightgbm.LGBMClassifier
-        return boosting(n_estimators=400, learning_rate=0.05, random_state=random_state, verbose=-1)
+        return boosting(
+            n_estimators=400, learning_rate=0.05, random_state=random_state, n_jobs=n_jobs, verbose=-1
+        )
     raise InputError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
 
 
 def score_of(model: Any, X: Any, problem: Problem) -> float:
     """R2, ROC AUC, or macro one-vs-rest ROC AUC of a fitted model on the test rows."""
-    from sklearn.metrics import r2_score, roc_auc_score
-
     if problem.kind == "regression":
+        from sklearn.metrics import r2_score
+
         return float(r2_score(problem.y_test, model.predict(X)))
-    probabilities = model.predict_proba(X)
-    if problem.kind == "binary":
-        return float(roc_auc_score(problem.y_test, probabilities[:, 1]))
-    return float(roc_auc_score(problem.y_test, probabilities, multi_class="ovr", labels=model.classes_))
+    return macro_auc(problem.y_test, model.predict_proba(X), model.classes_)
+
+
+def macro_auc(y: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> float:
+    """Mean over the classes of the area under the ROC curve of each against the rest.
+
+    A class with no row, or with all rows, has no such area and is left out. One that the model does not know
+    counts one half. Two classes have the same area each.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_rows,)
+        Labels.
+    probabilities : ndarray of shape (n_rows, n_classes)
+    classes : ndarray of shape (n_classes,)
+        Labels of the columns of `probabilities`.
+
+    Raises
+    ------
+    InputError
+        If all rows are of one class.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    columns = dict(zip(classes, probabilities.T, strict=True))
+    present = np.unique(y)
+    if len(present) < 2:
+        raise InputError(f"all {len(y)} rows to be judged on are of class {present[0]!r}: give more rows")
+    areas = [roc_auc_score(y == label, columns[label]) if label in columns else 0.5 for label in present]
+    return float(np.mean(areas[-1:] if len(classes) == 2 else areas))
+
+
+def _costs(encoded: Encoded) -> tuple[int, float, float, float]:
+    return encoded.train.shape[1], encoded.fit_seconds, encoded.transform_seconds, 0.0
 
 
 def _rival(encoding: str, kind: str, random_state: int) -> Any:
+    import sklearn
+    from sklearn.model_selection import KFold, StratifiedKFold
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
     if encoding == "ordinal":
@@ -169,19 +268,25 @@ def _rival(encoding: str, kind: str, random_state: int) -> Any:
     if encoding == "onehot":
         return OneHotEncoder(handle_unknown="ignore", dtype=np.float32)
     if encoding == "target":
-        return TargetEncoder(target_type=kind, random_state=random_state)
-    raise InputError(f"encoding must be one of {', '.join(ENCODINGS)} or onehot, got {encoding!r}")
+        target_type = "continuous" if kind == "regression" else kind
+        if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):  # takes no splitter yet
+            return TargetEncoder(target_type=target_type, random_state=random_state)
+        folds = KFold if kind == "regression" else StratifiedKFold
+        return TargetEncoder(target_type=target_type, cv=folds(5, shuffle=True, random_state=random_state))
+    raise InputError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
 
 
-def _native(problem: Problem, rows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _native(problem: Problem) -> Encoded:
     """Columns of pandas categories, which LightGBM splits by itself."""
-    train = problem.X_train[[*problem.categorical, *problem.numeric]].copy()
-    test = problem.X_test[[*problem.categorical, *problem.numeric]].copy()
-    for name in problem.categorical:
+    start = time.perf_counter()
+    # LightGBM refuses some characters in names.
+    names = {name: f"x{i}" for i, name in enumerate([*problem.categorical, *problem.numeric])}
+    train, test = (frame[list(names)].rename(columns=names) for frame in (problem.X_train, problem.X_test))
+    for name in (names[name] for name in problem.categorical):
         dtype = pd.CategoricalDtype(train[name].dropna().unique())
         known = test[name].where(test[name].isin(dtype.categories))
         train[name], test[name] = train[name].astype(dtype), known.astype(dtype)
-    return train.iloc[rows], test
+    return Encoded(train, test, time.perf_counter() - start, 0.0)
 
 
 def _as_text(frame: pd.DataFrame, categorical: Sequence[str]) -> pd.DataFrame:
