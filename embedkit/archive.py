@@ -17,7 +17,7 @@ from embedkit.learning.numeric import NumericInputs
 from embedkit.learning.targets import Head
 
 if TYPE_CHECKING:
-    from embedkit.encoder import EntityEmbeddingBase
+    from embedkit.base import EntityEmbeddingBase
 
 Estimator = TypeVar("Estimator", bound="EntityEmbeddingBase")
 
@@ -32,7 +32,11 @@ def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
     learned: Learned = estimator._learned
     return {
         "estimator": type(estimator).__name__,
-        "parameters": {name: _plain(value) for name, value in estimator.get_params(deep=False).items()},
+        "parameters": {
+            name: _plain(value)
+            for name, value in estimator.get_params(deep=False).items()
+            if not callable(value) and not isinstance(value, np.random.RandomState)
+        },
         "feature_names_in": list(estimator._input_names()),
         "from_names": hasattr(estimator, "feature_names_in_"),
         "single_target": estimator._single,
@@ -110,19 +114,19 @@ def load(kind: type[Estimator], path: str | os.PathLike, version: str | None = N
         lr_finder=None,
         max_lr=content["max_lr"],
     )
-    estimator._publish()
+    estimator._publish(embeddings)
     return estimator
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as JSON can hold it; what it cannot is told in words."""
+    """A parameter as JSON can hold it."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else None
+    return value
 
 
 def _parquet(table: pa.Table) -> bytes:

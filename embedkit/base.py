@@ -18,7 +18,7 @@ from sklearn.utils.validation import (
 )
 
 from embedkit.errors import InputError, require
-from embedkit.frames import Roles, column_roles, to_table
+from embedkit.frames import Roles, column_roles, to_table, type_family
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class FrameMixin:
         """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`)."""
         if has_names(X):
             # Before scikit-learn sees it, whose error on repeated names has many lines.
-            table = to_table(X)
+            table = to_table(X, as_strings=() if reset else self._text_columns())
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, table, reset=reset)
             if not reset and not hasattr(self, "feature_names_in_"):
@@ -49,13 +49,18 @@ class FrameMixin:
             names = getattr(self, "feature_names_in_", None)
             if reset or names is None:
                 names = self._array_names(X.shape[1])
-            table = to_table(X, feature_names=[str(name) for name in names])
+            names = [str(name) for name in names]
+            table = to_table(X, feature_names=names, as_strings=() if reset else self._text_columns())
         if table.num_rows == 0:
             raise InputError("Found array with 0 sample(s) (rows): at least 1 row is required")
         return table
 
-    @staticmethod
-    def _array_names(width: int) -> tuple[str, ...]:
+    def _text_columns(self) -> list[str]:
+        """Columns learned as text: of Python objects that mix types, every cell is one."""
+        tables = self.embeddings_.items()
+        return [name for name, part in tables if type_family(part.categories.type) == "string"]
+
+    def _array_names(self, width: int) -> tuple[str, ...]:
         return tuple(f"x{i}" for i in range(width))
 
     def __sklearn_tags__(self) -> Tags:
@@ -102,14 +107,18 @@ class LookupMixin(TransformerMixin, FrameMixin):
         Parameters
         ----------
         input_features : sequence of str, optional
-            Checked against the names seen in `fit`, as in scikit-learn.
+            Checked against the columns seen in `fit`, as in scikit-learn.
         """
         check_is_fitted(self)
         if input_features is not None:
             known = getattr(self, "feature_names_in_", None)
-            known = self._array_names(self.n_features_in_) if known is None else known
-            if list(input_features) != list(known):
+            if known is not None and list(input_features) != list(known):
                 raise InputError("input_features is not equal to feature_names_in_")
+            if len(input_features) != self.n_features_in_:
+                raise InputError(
+                    "input_features should have length equal to number of features "
+                    f"({self.n_features_in_}), got {len(input_features)}"
+                )
         return np.array(self.embeddings_.feature_names_out, dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
@@ -198,10 +207,19 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             If torch is not installed.
         """
         require("torch", "train")
+        from embedkit import archive
         from embedkit.learning.fit import learn
 
         self._learned = learn(*self._prepare(X, y, sample_weight))
-        self._publish()
+        features = {part.feature for part in (*self._learned.tables, *self._learned.numerics)}
+        self._publish(
+            EmbeddingSet(
+                self._learned.tables,
+                self._learned.numerics,
+                archive.metadata(self),
+                features_in=[name for name in self._input_names() if name in features],
+            )
+        )
         return self
 
     def fit_transform(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
@@ -269,10 +287,10 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             raise InputError(
                 f"at least 2 rows are needed to learn from, found {table.num_rows} sample (1 sample)"
             )
-        if has_names(X) or not isinstance(categorical, str):
-            roles = column_roles(table, categorical)
-        else:
+        if not has_names(X) and isinstance(categorical, str) and categorical == "from_dtype":
             roles = Roles(tuple(table.column_names), ())
+        else:
+            roles = column_roles(table, categorical)
         if not roles.categorical:
             raise InputError(
                 f"no categorical column among {table.column_names}: "
@@ -283,8 +301,6 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             weights = _check_sample_weight(
                 sample_weight, np.empty((table.num_rows, 1)), dtype=np.float64, ensure_non_negative=True
             )
-            if not weights.any():
-                raise InputError("sample_weight is zero for all rows: nothing is left to learn from")
         heads = make_heads(targets, names, self._target_type(), weights)
         return table, roles, heads, targets, weights, self._settings()
 
@@ -303,18 +319,10 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         params["seed"] = int(check_random_state(params.pop("random_state")).randint(2**31 - 1))
         return Settings(**params)
 
-    def _publish(self) -> None:
+    def _publish(self, embeddings: EmbeddingSet) -> None:
         """The fitted attributes, from what was learned."""
-        from embedkit import archive
-
         learned = self._learned
-        features = {part.feature for part in (*learned.tables, *learned.numerics)}
-        self.embeddings_ = EmbeddingSet(
-            learned.tables,
-            learned.numerics,
-            archive.metadata(self),
-            features_in=[name for name in self._input_names() if name in features],
-        )
+        self.embeddings_ = embeddings
         self.categories_ = [table.categories.to_numpy(zero_copy_only=False) for table in learned.tables]
         self.history_ = learned.history.epochs
         self.learning_rates_ = learned.history.lrs
@@ -324,6 +332,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.best_iter_ = learned.history.best_epoch
         self.axes_ = learned.axes
         classes = [head.classes for head in learned.heads]
+        vars(self).pop("classes_", None)  # of an earlier fit
         if any(labels is not None for labels in classes):
             self.classes_ = classes[0] if self._single else classes
 

@@ -196,4 +196,5 @@ class PretrainedEmbeddingEncoder(LookupMixin, BaseEstimator):
         return self
 
     def _array_names(self, width: int) -> tuple[str, ...]:
-        return (*self._array_columns, *super()._array_names(width))[:width]
+        spare = (f"column {i}" for i in range(width))
+        return (*self._array_columns, *(name for name in spare if name not in self._array_columns))[:width]

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from embedkit.encoder import EntityEmbeddingBase
+from embedkit.base import EntityEmbeddingBase
 from embedkit.errors import InputError, require
 from embedkit.frames import numeric_block
 
@@ -43,14 +44,27 @@ class _NetworkMixin:
         """
         outputs = self._outputs(X)
         decoded = [head.decode(part) for head, part in zip(self._learned.heads, outputs, strict=True)]
-        return decoded[0] if self._single else np.stack(decoded, axis=1)
+        if self._single:
+            return decoded[0]
+        if (
+            len({part.dtype.kind for part in decoded}) > 1
+        ):  # numpy would turn the numbers among them into text
+            decoded = [part.astype(object) for part in decoded]
+        return np.stack(decoded, axis=1)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        # Columns of arrays are categories. Where these are distinct numbers, as in scikit-learn's checks of the
+        # score, there is nothing to learn, and the prior sees to it that nothing is.
+        (tags.classifier_tags or tags.regressor_tags).poor_score = True
+        return tags
 
 
-class EntityEmbeddingClassifier(ClassifierMixin, _NetworkMixin, EntityEmbeddingBase):
+class EntityEmbeddingClassifier(_NetworkMixin, ClassifierMixin, EntityEmbeddingBase):
     """Classify rows with the network that learns the embeddings; `transform` gives the vectors.
 
-    Parameters and fitted attributes are those of `EntityEmbeddingEncoder`; `target_type` may be "auto", "binary" or
-    "multiclass", and "auto" takes every target as classes.
+    Parameters and fitted attributes are those of `EntityEmbeddingEncoder`; `target_type` may be "auto",
+    "binary" or "multiclass", and "auto" takes every target as classes.
 
     Attributes
     ----------
@@ -83,7 +97,7 @@ class EntityEmbeddingClassifier(ClassifierMixin, _NetworkMixin, EntityEmbeddingB
         return "multiclass" if self.target_type == "auto" else self.target_type
 
 
-class EntityEmbeddingRegressor(RegressorMixin, _NetworkMixin, EntityEmbeddingBase):
+class EntityEmbeddingRegressor(_NetworkMixin, RegressorMixin, EntityEmbeddingBase):
     """Predict numbers with the network that learns the embeddings; `transform` gives the vectors.
 
     Parameters and fitted attributes are those of `EntityEmbeddingEncoder`; `target_type` may be "auto" or

@@ -105,23 +105,23 @@ def weights_of(network: EntityEmbeddingNetwork) -> dict[str, np.ndarray]:
 
 
 def build(shape: NetworkShape, weights: Mapping[str, np.ndarray]) -> EntityEmbeddingNetwork:
-    """A network from its shape and weights, ready to predict."""
+    """A network from its shape and weights, ready to predict.
+
+    In double precision: what a row is predicted does not depend on the rows beside it, as it does in single.
+    """
     network = EntityEmbeddingNetwork(shape)
     network.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in weights.items()})
-    return network.eval()
+    return network.double().eval()
 
 
 def predict(
     network: EntityEmbeddingNetwork, codes: np.ndarray, numeric: np.ndarray, batch_size: int = 65_536
 ) -> np.ndarray:
-    """Outputs for coded rows, float32 of shape (n_rows, n_outputs)."""
-    network.eval()
-    device = next(network.layers.parameters()).device
-    outputs = np.empty((len(codes), network.shape.n_outputs), dtype=np.float32)
+    """Outputs of a network from `build` for coded rows, float64 of shape (n_rows, n_outputs)."""
+    outputs = np.empty((len(codes), network.shape.n_outputs))
     with torch.no_grad():
         for start in range(0, len(codes), batch_size):
             rows = slice(start, start + batch_size)
-            embedded = network.lookup(torch.as_tensor(codes[rows], device=device))
-            numbers = torch.as_tensor(numeric[rows], device=device)
-            outputs[rows] = network(embedded, numbers).cpu().numpy()
+            embedded = network.lookup(torch.as_tensor(codes[rows]))
+            outputs[rows] = network(embedded, torch.as_tensor(numeric[rows]).double()).numpy()
     return outputs

@@ -53,17 +53,16 @@ class Head:
     def decode(self, outputs: np.ndarray) -> np.ndarray:
         """Network outputs, shape (n_rows, n_outputs), as predicted numbers or labels, shape (n_rows,)."""
         if self.kind == "continuous":
-            return outputs[:, 0].astype(np.float64) * self.scale + self.center
+            return outputs[:, 0] * self.scale + self.center
         if self.kind == "binary":
             return self.classes[(outputs[:, 0] > 0).astype(int)]
         return self.classes[outputs.argmax(axis=1)]
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Probability of each class in the order of `classes`, float64 of shape (n_rows, n_classes)."""
-        logits = outputs.astype(np.float64)
         if self.kind == "binary":
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            outputs = np.concatenate([np.zeros_like(outputs), outputs], axis=1)
+        odds = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -199,7 +198,9 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
     else:
         values = np.asarray(y.to_numpy()) if hasattr(y, "to_numpy") else np.asarray(y)
         if values.ndim not in (1, 2):
-            raise InputError(f"target must have one dimension, or two for several targets, found {values.ndim}")
+            raise InputError(
+                f"target must have one dimension, or two for several targets, found {values.ndim}"
+            )
         width = 1 if values.ndim == 1 else values.shape[1]
         names = [str(name) if name is not None else "y"] if width == 1 else [f"y{i}" for i in range(width)]
     single = values.ndim == 1

@@ -1,0 +1,326 @@
+"""The contract with scikit-learn."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from embedkit import (
+    EntityEmbeddingClassifier,
+    EntityEmbeddingEncoder,
+    EntityEmbeddingRegressor,
+    InputError,
+    PretrainedEmbeddingEncoder,
+    base,
+)
+from embedkit.frames import Roles
+
+FAST = {"hidden_layer_sizes": (8,), "max_epochs": 2, "max_lr": 0.01, "random_state": 0}
+WELL = {"hidden_layer_sizes": (16,), "max_epochs": 20, "max_lr": 0.03, "random_state": 0}
+LEARNERS = [EntityEmbeddingEncoder, EntityEmbeddingClassifier, EntityEmbeddingRegressor]
+
+
+def pretrained(name="x0"):
+    """An encoder from a set whose one column is the first of an array, or of a frame of scikit-learn's."""
+    numbers = np.round(np.random.default_rng(0).normal(size=(40, 1)), 1)
+    learned = EntityEmbeddingEncoder([name], embedding_dim=2, **FAST)
+    return PretrainedEmbeddingEncoder(
+        learned.fit(pd.DataFrame(numbers, columns=[name]), numbers > 0).embeddings_
+    )
+
+
+ESTIMATORS = [kind(**FAST) for kind in LEARNERS] + [pretrained()]
+
+
+@pytest.fixture
+def shops():
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {
+            "city": rng.choice(["Bonn", "Oslo", "Rome"], 120),
+            "open": rng.choice([True, False], 120),
+            "area": rng.normal(100, 20, 120),
+        }
+    )
+    return frame, np.where(frame["city"] == "Rome", "high", "low")
+
+
+@parametrize_with_checks(ESTIMATORS)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+# Its checks fit frames and transform arrays, and the other way round.
+@pytest.mark.filterwarnings("ignore:X has feature names")
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_transformer_get_feature_names_out",
+        "check_transformer_get_feature_names_out_pandas",
+        "check_set_output_transform",
+        "check_set_output_transform_pandas",
+        "check_set_output_transform_polars",
+        "check_global_output_transform_pandas",
+        "check_global_set_output_transform_polars",
+        "check_dataframe_column_names_consistency",
+    ],
+)
+def test_scikit_learn_checks_of_names_and_output(estimator, check, monkeypatch):
+    # The checks' frames hold numbers only, which are categories for once.
+    monkeypatch.setattr(base, "column_roles", lambda table, _: Roles(tuple(table.column_names), ()))
+    if isinstance(estimator, PretrainedEmbeddingEncoder):
+        estimator = pretrained("col_0" if "consistency" in check else "col0")
+    getattr(estimator_checks, check)(type(estimator).__name__, clone(estimator))
+
+
+def test_output_goes_to_the_frame_that_is_asked_for(shops):
+    X, y = shops
+    encoder = EntityEmbeddingEncoder(embedding_dim=2, **FAST).fit(X, y)
+    names = ["city_0", "city_1", "open_0", "open_1", "area"]
+    assert encoder.get_feature_names_out().tolist() == names
+    plain = encoder.transform(X)
+    pandas = encoder.set_output(transform="pandas").transform(X)
+    polars = encoder.set_output(transform="polars").transform(pl.from_pandas(X))
+    assert (list(pandas.columns), polars.columns) == (names, names)
+    np.testing.assert_array_equal(pandas, plain)
+    np.testing.assert_array_equal(polars, plain)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_fit_transform_is_fit_then_transform(shops, kind):
+    X, y = shops
+    y = (y == "high").astype(int)
+    np.testing.assert_array_equal(kind(**FAST).fit_transform(X, y), kind(**FAST).fit(X, y).transform(X))
+
+
+def test_pandas_polars_arrow_and_order_of_rows_do_not_matter(shops):
+    X, y = shops
+    expected = EntityEmbeddingEncoder(**FAST).fit(X, y)
+    order = np.random.default_rng(0).permutation(len(X))
+    for frame, labels in [
+        (pl.from_pandas(X), pl.Series(y)),
+        (pl.from_pandas(X).to_arrow(), list(y)),
+        (X.iloc[order], pd.Series(y).iloc[order]),
+    ]:
+        found = EntityEmbeddingEncoder(**FAST).fit(frame, labels)
+        np.testing.assert_array_equal(found.transform(X), expected.transform(X))
+
+
+def test_grid_search_over_a_pipeline(shops):
+    X, y = shops
+    pipeline = make_pipeline(EntityEmbeddingEncoder(**WELL), KNeighborsClassifier(5))
+    grid = {"entityembeddingencoder__embedding_dim": [1, 2]}
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(X, y)
+    assert search.best_score_ > 0.9
+    assert search.predict(X[:3]).shape == (3,)
+
+
+def test_column_transformer_over_frame_and_array(shops):
+    X, y = shops
+    by_name = ColumnTransformer(
+        [("e", EntityEmbeddingEncoder(**FAST), ["city", "open"])], remainder="passthrough"
+    )
+    out = by_name.set_output(transform="pandas").fit_transform(X, y)
+    assert out.columns[-1] == "remainder__area"
+    assert out.columns[0] == "e__city_0"
+    by_position = ColumnTransformer([("e", EntityEmbeddingEncoder(**FAST), [1])], remainder="drop")
+    encoded = by_position.fit_transform(X[["open", "city"]].to_numpy(dtype=object), y)
+    assert encoded.shape == (120, len(by_position.get_feature_names_out()))
+    np.testing.assert_array_equal(
+        encoded, EntityEmbeddingEncoder(**FAST).fit(X[["city"]], y).transform(X[["city"]])
+    )
+
+
+def test_forest_learns_from_the_vectors(shops):
+    X, y = shops
+    model = make_pipeline(EntityEmbeddingEncoder(**WELL), RandomForestClassifier(5, random_state=0))
+    assert model.fit(X[:90], y[:90]).score(X[90:], y[90:]) > 0.9
+
+
+def test_weights_are_routed_through_a_pipeline(shops):
+    X, y = shops
+    weights = (np.arange(len(X)) % 2).astype(float)
+    with sklearn.config_context(enable_metadata_routing=True):
+        encoder = EntityEmbeddingEncoder(**FAST).set_fit_request(sample_weight=True)
+        forest = RandomForestClassifier(2, random_state=0).set_fit_request(sample_weight=False)
+        routed = Pipeline([("encoder", encoder), ("forest", forest)]).fit(X, y, sample_weight=weights)
+    half = EntityEmbeddingEncoder(**FAST).fit(X[1::2], y[1::2])
+    np.testing.assert_array_equal(routed[0].transform(X), half.transform(X))
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_pickle_round_trip(shops, kind):
+    X, y = shops
+    y = (y == "high").astype(int)
+    model = kind(**FAST).fit(X, y)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.transform(X), model.transform(X))
+    if hasattr(model, "predict"):
+        np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_a_pickled_encoder_transforms_where_there_is_no_torch(shops, tmp_path):
+    X, y = shops
+    model = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(X, y)
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps((model, X)))
+    code = """
+import pickle, sys
+import numpy as np
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("no torch here")
+sys.meta_path.insert(0, NoTorch())
+model, X = pickle.load(open("model.pickle", "rb"))
+np.save("out.npy", model.transform(X))
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), model.transform(X))
+
+
+def test_without_torch_fit_and_predict_name_the_extra(shops, monkeypatch):
+    X, y = shops
+    model = EntityEmbeddingClassifier(**FAST).fit(X, y)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for call in (lambda: EntityEmbeddingEncoder(**FAST).fit(X, y), lambda: model.predict(X)):
+        with pytest.raises(ImportError, match=r'pip install "embedkit\[train\]"'):
+            call()
+
+
+def test_unknown_and_missing_categories_have_vectors(shops):
+    X, y = shops
+    model = EntityEmbeddingClassifier(embedding_dim=2, **FAST).fit(X, y)
+    odd = pd.DataFrame({"city": ["Atlantis", None], "open": [None, True], "area": [np.nan, 1.0]})
+    out = model.transform(odd)
+    assert np.isfinite(out).all()
+    np.testing.assert_array_equal(out[0, :2], model.embeddings_["city"].vectors[1])
+    np.testing.assert_array_equal(out[1, :2], model.embeddings_["city"].vectors[0])
+    assert np.isfinite(model.predict_proba(odd)).all()
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_mixed_columns_stay_text_in_a_batch_that_is_not_mixed():
+    mixed = pd.DataFrame({"code": pd.Series(["x", 1, 2, "y"] * 20, dtype=object)})
+    encoder = EntityEmbeddingEncoder(embedding_dim=2, **FAST).fit(mixed, [0, 1, 2, 3] * 20)
+    for batch in (mixed[1:3], mixed[1:3].to_numpy()):
+        np.testing.assert_array_equal(encoder.transform(batch), encoder.transform(mixed)[1:3])
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_an_array_after_a_frame_has_the_columns_of_the_frame(shops):
+    X, y = shops
+    encoder = EntityEmbeddingEncoder(**FAST).fit(X[["city"]], y)
+    np.testing.assert_array_equal(encoder.transform(X[["city"]].to_numpy()), encoder.transform(X[["city"]]))
+
+
+def test_a_second_fit_forgets_the_first(shops):
+    X, y = shops
+    encoder = EntityEmbeddingEncoder(**FAST).fit(X, y)
+    assert encoder.classes_.tolist() == ["high", "low"]
+    assert not hasattr(encoder.fit(X.to_numpy(), np.arange(120.0)), "classes_")
+    assert not hasattr(encoder, "feature_names_in_")
+
+
+def test_several_targets(shops):
+    X, y = shops
+    number = np.arange(120) % 3
+    labels = pd.DataFrame({"price": y, "size": number, "open": X["open"]})
+    model = EntityEmbeddingClassifier(**FAST).fit(X, labels)
+    assert [list(classes) for classes in model.classes_] == [["high", "low"], [0, 1, 2], [False, True]]
+    predicted = model.predict(X)
+    assert predicted.shape == (120, 3)
+    assert isinstance(predicted[0, 0], str)
+    assert set(predicted[:, 1]) <= {0, 1, 2}
+    assert [p.shape for p in model.predict_proba(X)] == [(120, 2), (120, 3), (120, 2)]
+    numbers = EntityEmbeddingRegressor(**FAST).fit(X, np.column_stack([number, -100.0 * number]))
+    assert numbers.predict(X).shape == (120, 2)
+
+
+def test_probabilities_are_in_the_order_of_classes():
+    X = pd.DataFrame({"k": ["a", "b", "c"] * 60})
+    labels = np.array(["zebra", "ant", "moose"])[np.arange(180) % 3]
+    model = EntityEmbeddingClassifier(random_state=0).fit(X, labels)
+    assert model.classes_.tolist() == ["ant", "moose", "zebra"]
+    p = model.predict_proba(X[:3])
+    assert p.argmax(axis=1).tolist() == [2, 0, 1]
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    assert model.predict(X[:3]).tolist() == ["zebra", "ant", "moose"]
+    binary = EntityEmbeddingClassifier(random_state=0).fit(X, labels == "ant")
+    assert (binary.predict_proba(X[:3])[:, 1] > 0.5).tolist() == [False, True, False]
+
+
+def test_the_pretrained_encoder_is_the_live_one(shops, tmp_path):
+    X, y = shops
+    live = EntityEmbeddingEncoder(categorical_features=["city"], **FAST).fit(X, y)
+    live.save(tmp_path / "shops.embedkit")
+    stored = PretrainedEmbeddingEncoder(tmp_path / "shops.embedkit")
+    np.testing.assert_array_equal(stored.fit_transform(X), live.transform(X))
+    np.testing.assert_array_equal(stored.transform(X[:5]), live.transform(X[:5]))
+    only_city = stored.fit_transform(X[["city"]])
+    np.testing.assert_array_equal(only_city, live.transform(X)[:, : only_city.shape[1]])
+    array = X[["city", "open"]].to_numpy()
+    np.testing.assert_array_equal(stored.fit(array).transform(array), live.transform(X)[:, :-1])
+    with pytest.raises(InputError, match="none of the columns"):
+        stored.fit(pd.DataFrame({"town": ["Rome"]}))
+
+
+BAD = {
+    "max_epochs": (0, "max_epochs"),
+    "batch_size": (1, "batch_size"),
+    "dropout": (1.0, "dropout"),
+    "max_lr": ("fast", "max_lr"),
+    "numeric": ("log", "numeric must be one of"),
+    "target_type": ("ordinal", "target_type"),
+    "schedule": ("warmup", "warmup"),
+    "embedding_dim": (0, "embedding_dim"),
+    "device": ("abacus", "device"),
+    "hidden_layer_sizes": ((0,), "hidden_layer_sizes"),
+    "shrinkage": (-1.0, "shrinkage"),
+    "validation_fraction": (0.0, "validation_fraction"),
+    "categorical_features": ("city", "from_dtype"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_parameters_are_one_line_that_names_them(shops, name):
+    X, y = shops
+    value, message = BAD[name]
+    for data in (X, X.to_numpy(dtype=object)):
+        with pytest.raises(InputError, match=message) as error:
+            EntityEmbeddingEncoder(**{**FAST, name: value}).fit(data, y)
+        assert "\n" not in str(error.value)
+
+
+def test_bad_data_is_one_line_that_names_it(shops):
+    X, y = shops
+    for data, labels, weights, message in [
+        (X[["area"]], y, None, "no categorical column"),
+        (X[:0], y[:0], None, "0 sample"),
+        (X.assign(area=np.inf), y, None, "'area' holds 120 infinite"),
+        (X, None, None, "requires y"),
+        (X, np.zeros(120), None, "one class or value only"),
+        (X, np.where(np.arange(120) == 7, np.nan, 1.5), None, "missing in 1 row.*row 7"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            EntityEmbeddingEncoder(**FAST).fit(data, labels, sample_weight=weights)
+        assert "\n" not in str(error.value)
+    encoder = EntityEmbeddingEncoder(**FAST).fit(X, y)
+    with pytest.raises(InputError, match="'city' was string when learned, is int64 now"):
+        encoder.transform(X.assign(city=1))
+    with pytest.raises(ValueError, match="feature names"):
+        encoder.transform(X.drop(columns="city"))
