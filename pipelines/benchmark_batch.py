@@ -6,7 +6,7 @@ is timed with its own defaults (dictionary pages, snappy) and with the settings 
 Every measurement is a process of its own; memory is the peak of its resident set, as Linux counts it.
 
     python pipelines/benchmark_batch.py --millions 2 8 32 --folder /tmp/benchmark
-    python pipelines/benchmark_batch.py --millions 32 --dask 1 2
+    python pipelines/benchmark_batch.py --millions 32 --dask 1 2 --only dask
 """
 
 import argparse
@@ -110,19 +110,18 @@ def main() -> None:
     parser.add_argument(
         "--dask", type=int, nargs="*", default=[], help="numbers of Dask workers to measure too"
     )
-    parser.add_argument("--only-dask", action="store_true", help="measure Dask alone")
+    parser.add_argument("--only", default="", help="measure only what has this in its name")
     arguments = parser.parse_args()
     plain_pages = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    runs: list[tuple[str, Callable[..., None], dict[str, Any]]] = []
-    if not arguments.only_dask:
-        runs += [
-            ("pyarrow, its defaults", run_plain, {}),
-            ("pyarrow, plain pages", run_plain, plain_pages),
-            ("job, 1 thread", run_job, {"workers": 1}),
-            ("job", run_job, {}),
-            ("job, snappy", run_job, {"compression": "snappy"}),
-        ]
-    runs += [(f"job, dask {n}", run_job, {"engine": "dask", "workers": n}) for n in arguments.dask]
+    runs: list[tuple[str, Callable[..., None], dict[str, Any]]] = [
+        ("pyarrow, its defaults", run_plain, {}),
+        ("pyarrow, plain pages", run_plain, plain_pages),
+        ("job, 1 thread", run_job, {"workers": 1}),
+        ("job, all threads", run_job, {}),
+        ("job, snappy", run_job, {"compression": "snappy"}),
+        *((f"job, dask {n}", run_job, {"engine": "dask", "workers": n}) for n in arguments.dask),
+    ]
+    runs = [run for run in runs if arguments.only in run[0]]
     print(f"{'':24} {'rows':>10} {'seconds':>8} {'rows/s':>10} {'peak MB':>8}")
     for millions in arguments.millions:
         source = arguments.folder / f"in-{millions}"

@@ -124,8 +124,8 @@ class Cluster:
 def simulate(units: int, costs: Costs, cluster: Cluster, seed: int = 0) -> tuple[float, int]:
     """Let units run on slots; return seconds, and how many units had to be done again.
 
-    A unit's time varies as on shared machines: a factor drawn from a log-normal distribution, one in a hundred
-    three times as slow. A slot that dies is back after a minute, without the unit it was at.
+    A unit's time varies as on shared machines: by a factor from a log-normal distribution, and one in a
+    hundred is three times as slow. A slot that dies is back after a minute, without the unit it was at.
     """
     draw = random.Random(seed)
     slots = cluster.machines * cluster.cores
