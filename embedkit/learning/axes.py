@@ -52,11 +52,22 @@ class CanonicalTable:
     reliability: np.ndarray
 
 
-def fill_untrained(network: EntityEmbeddingNetwork, counts: Sequence[np.ndarray]) -> None:
-    """Give every row that nothing trained the mean of its table, weighted by counts."""
-    for table, count in zip(network.tables, counts, strict=True):
+def fill_untrained(
+    network: EntityEmbeddingNetwork, counts: Sequence[np.ndarray], trained: Sequence[np.ndarray]
+) -> None:
+    """Give every row that nothing trained the mean of its table over the data.
+
+    Parameters
+    ----------
+    network : EntityEmbeddingNetwork
+    counts : sequence of array of shape (num_embeddings,)
+        Rows of the data with each code.
+    trained : sequence of array of shape (num_embeddings,)
+        Rows that trained each code: unknown ones are put in on purpose.
+    """
+    for table, count, training in zip(network.tables, counts, trained, strict=True):
         weights = torch.as_tensor(count / count.sum(), dtype=table.dtype, device=table.device)
-        table[weights == 0] = weights @ table
+        table[torch.as_tensor(training == 0, device=table.device)] = weights @ table
 
 
 def canonical_tables(

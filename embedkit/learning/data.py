@@ -50,9 +50,9 @@ def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weigh
     """Rows as tensors, in an order and with weights that depend only on what the data say.
 
     Rows of weight 0 are dropped. Up to 50,000 rows are sorted, and whole weights that add up to no more than
-    that become repeated rows: a weight of 2 and a row given twice are then the same thing to the last bit, and
-    the order of the input plays no part. Larger data keep their rows as they come; there a weight of 2 is a
-    row given twice in the mean.
+    that become repeated rows: a weight of 2 and a row given twice are then the same thing to the last bit,
+    and the order of the input plays no part. Larger data keep their rows as they come; there a weight of 2 is
+    a row given twice in the mean.
 
     Parameters
     ----------

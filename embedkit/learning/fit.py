@@ -218,12 +218,13 @@ def _harvest(
     """Vectors out of the trained network."""
     trainer = preparation.trainer
     network = trainer.network
-    fill_untrained(network, preparation.counts)
+    seen = [vocabulary.counts for vocabulary in preparation.vocabularies]
+    fill_untrained(network, seen, preparation.counts)
     canonical = canonical_tables(
         network,
         preparation.heads,
         trainer.rows,
-        counts=[vocabulary.counts for vocabulary in preparation.vocabularies],
+        counts=seen,
         priors=preparation.priors,
         noise=trainer.noise,
         generator=preparation.generator,
@@ -256,10 +257,12 @@ def _harvest(
 
 
 def _kept_axes(feature: str, reliability: np.ndarray, settings: Settings) -> np.ndarray:
-    """Which axes are published: all of a width of the user's own choice, else those that are mostly signal."""
+    """Which axes are published: all of a width that the user chose, else those that are mostly signal."""
     chosen = settings.embedding_dim
-    fixed = feature in chosen if isinstance(chosen, Mapping) else chosen != "auto"
-    return np.ones(len(reliability), dtype=bool) if fixed else reliability >= settings.min_reliability
+    if isinstance(chosen, Mapping):
+        chosen = chosen.get(feature, "auto")
+    sound = reliability >= settings.min_reliability
+    return sound if isinstance(chosen, str) else np.ones(len(reliability), dtype=bool)
 
 
 def _trained_counts(vocabulary: Vocabulary, total: float, settings: Settings) -> np.ndarray:

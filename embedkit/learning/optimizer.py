@@ -107,7 +107,9 @@ class TableOptimizer:
         }
 
     def load_state(self, state: dict[str, torch.Tensor | int]) -> None:
-        """Put back what `state` copied."""
+        """Put back what `state` copied; a step that was cut short leaves nothing behind."""
+        for scratch in (*self.sums, self.hits):
+            scratch.zero_()
         self.second_moments.copy_(state["second_moments"])
         self.shrunk.copy_(state["shrunk"])
         self.applied.copy_(state["applied"])

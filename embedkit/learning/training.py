@@ -115,6 +115,10 @@ class Trainer:
         loss, hits = self.advance(lr)
         return loss.item(), None if hits is None else hits.item()
 
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite (waits for the device)."""
+        return all(bool(part.isfinite().all()) for part in self.network.parameters())
+
     def measure_batch_norm(self) -> None:
         """Take batch norm's mean and variance from one large batch, without dropout.
 
@@ -212,7 +216,8 @@ def train(
             first = (epoch - 1) * trainer.steps_per_epoch
             lrs = [rate_factor * schedule(first + i) for i in range(trainer.steps_per_epoch)]
             train_loss = _run_epoch(trainer, lrs, bar)
-            if math.isfinite(train_loss):
+            # The last step's loss does not know yet what that step did to the weights.
+            if math.isfinite(train_loss) and trainer.is_finite():
                 break
             trainer.restore(start)
             history.restarts += 1
