@@ -188,9 +188,8 @@ class PretrainedEmbeddingEncoder(LookupMixin, BaseEstimator):
         table = self._read(X, reset=True)
         shared = [name for name in embeddings.features_in if name in table.column_names]
         if not shared:
-            raise InputError(
-                f"X has none of the columns {list(embeddings.features_in)} of the set: it has {table.column_names}"
-            )
+            expected, found = list(embeddings.features_in), table.column_names
+            raise InputError(f"X has none of the columns {expected} of the set: it has {found}")
         self.embeddings_ = embeddings.subset(shared)
         self.embeddings_.transform(table.slice(0, 1))
         return self

@@ -54,8 +54,8 @@ class _NetworkMixin:
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        # Columns of arrays are categories. Where these are distinct numbers, as in scikit-learn's checks of the
-        # score, there is nothing to learn, and the prior sees to it that nothing is.
+        # Columns of arrays are categories. Where these are distinct numbers, as in scikit-learn's checks of
+        # the score, there is nothing to learn, and the prior sees to it that nothing is.
         (tags.classifier_tags or tags.regressor_tags).poor_score = True
         return tags
 
