@@ -48,7 +48,8 @@ def run(
     Parameters
     ----------
     out : path
-        Folder for ``flights.embedkit``, ``lr_finder.png``, ``training.png``, ``map_dest.png``, ``scores.parquet``.
+        Folder for ``flights.embedkit``, ``lr_finder.png``, ``training.png``, ``map_dest.png`` and
+        ``scores.parquet``.
     data : path, optional
         See `load_flights`.
     flights : int, optional
