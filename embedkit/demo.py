@@ -102,9 +102,8 @@ def run(
     seconds = time.perf_counter() - start
     echo(f"learned {len(CATEGORICAL)} tables in {seconds:.0f} s at a peak rate of {network.max_lr_:.2g}:")
     for name, learned in network.embeddings_.items():
-        echo(
-            f"  {name:8} {learned.vocabulary.cardinality:5,} categories -> {learned.embedding_dim} numbers each"
-        )
+        size = learned.vocabulary.cardinality
+        echo(f"  {name:8} {size:5,} categories -> {learned.embedding_dim} numbers each")
     version = _write(network, out)
 
     echo(
