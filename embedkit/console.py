@@ -3,6 +3,7 @@
 import errno
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from embedkit.learning.lr_finder import LRFinderResult
     from embedkit.tables import EmbeddingSet
 
+LINE = 100  # characters
 MAX_NUMBERS = 6  # of a vector on one line of a terminal
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -92,13 +94,13 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
 
 def fit_summary(estimator: "EntityEmbeddingBase", n_rows: int, seconds: float) -> str:
     """What was learned, from how much, and how well."""
-    last, best = estimator.history_[-1], estimator.history_[max(estimator.best_iter_ - 1, 0)]
+    history, best = estimator.history_, estimator.history_[max(estimator.best_iter_ - 1, 0)]
+    losses = [f"{epoch['train_loss']:.4g}" for epoch in (history[0], history[-1])]
     lines = [
-        f"Learned from {n_rows:,} rows in {seconds:.1f} s ({estimator.n_iter_} epochs).",
+        f"Learned from {n_rows:,} rows in {seconds:.1f} s ({estimator.n_iter_} epoch(s)).",
         set_summary(estimator.embeddings_),
-        f"Training loss {estimator.history_[0]['train_loss']:.4g} -> {last['train_loss']:.4g}"
-        + _validation(best)
-        + f"; peak learning rate {estimator.max_lr_:.2g}{_origin(estimator.lr_finder_)}.",
+        f"Training loss {' -> '.join(losses[: len(history)])}{_validation(best)}; "
+        f"peak learning rate {estimator.max_lr_:.2g}{_origin(estimator.lr_finder_)}.",
     ]
     return "\n".join(lines)
 
@@ -119,11 +121,12 @@ def set_summary(embedding_set: "EmbeddingSet") -> str:
     ]
     lines = [f"Predicts {', '.join(heads)}"] if heads else []
     lines.append(text_table(["feature", "categories", "width", "reliability"], rows))
-    silent = [name for name, table in embedding_set.items() if not table.vectors.any()]
+    silent = sum(not table.vectors.any() for table in embedding_set.values())
     if silent:
-        lines.append(f"Says nothing about the target that holds up: {', '.join(silent)}")
+        lines.append(f"Width 0: nothing reliable was learned of {silent} column(s), which come out as zeros.")
     if embedding_set.numerics:
-        lines.append(f"Numbers: {', '.join(column.feature for column in embedding_set.numerics)}")
+        numbers = f"Numbers: {', '.join(column.feature for column in embedding_set.numerics)}"
+        lines.append(textwrap.fill(numbers, LINE, subsequent_indent="  ", break_long_words=False))
     lines.append(f"{embedding_set.width} columns come out of {len(embedding_set.features_in)}.")
     return "\n".join(lines)
 
@@ -212,7 +215,8 @@ def _kind(head: Mapping[str, Any]) -> str:
         return f"{len(head['classes'])} classes"
     if head["kind"] == "binary":
         return " or ".join(map(str, head["classes"]))
-    return f"a number, mean {head['center']:.4g}"
+    mean = head["center"]
+    return f"a number, mean {mean:,.0f}" if abs(mean) >= 1000 else f"a number, mean {mean:.4g}"
 
 
 def _reliability(axes: Mapping[str, Sequence[float]] | None, width: int) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import click
 import numpy as np
@@ -21,7 +22,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import embedkit
-from embedkit import cli, console, files
+from embedkit import cli, console, demo, files
 from embedkit.encoder import EntityEmbeddingEncoder
 from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
 
@@ -196,7 +197,7 @@ def test_the_task_decides_what_is_stored(parquet_file: Path, target: list, task:
 
 def test_several_targets(parquet_file: Path, tmp_path: Path) -> None:
     printed = run("fit", parquet_file, "--target", "sales,open", "--out", tmp_path / "s", *FAST).stdout
-    assert re.search(r"Predicts sales \(a number, mean [\d.]+\), open \(\S+ or \S+\)", printed)
+    assert re.search(r"Predicts sales \(a number, mean [\d.,]+\), open \(\S+ or \S+\)", printed)
 
 
 def test_quiet_prints_nothing(parquet_file: Path, tmp_path: Path) -> None:
@@ -319,12 +320,12 @@ def test_verify_says_what_is_damaged(stored: Path, tmp_path: Path) -> None:
 
 
 def test_demo_hands_over_to_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from embedkit import demo
-
     calls = []
-    monkeypatch.setattr(demo, "run", lambda out, quiet: calls.append((Path(out), quiet)), raising=False)
-    run("demo", "--out", tmp_path, "--quiet")
-    assert calls == [(tmp_path, True)]
+    run_demo = create_autospec(demo.run, side_effect=lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setattr(demo, "run", run_demo)
+    run("demo", "--out", tmp_path, "--flights", "5000", "--quiet")
+    options = {"data": None, "flights": 5000, "quiet": True, "echo": click.echo}
+    assert calls == [((str(tmp_path),), options)]
 
 
 def test_usage_errors_are_2(parquet_file: Path, tmp_path: Path) -> None:
