@@ -63,7 +63,7 @@ def write_input(folder: Path, rows: int) -> None:
 
 def run_job(source: Path, output: Path, options: dict[str, Any]) -> None:
     """The batch job."""
-    transform_dataset(make_set(), source, output, replace=True, **options)
+    transform_dataset(source.with_name("store"), source, output, replace=True, **options)
 
 
 def run_plain(source: Path, output: Path, options: dict[str, Any]) -> None:
@@ -127,6 +127,8 @@ def main() -> None:
         source = arguments.folder / f"in-{millions}"
         shutil.rmtree(source, ignore_errors=True)
         write_input(source, millions * 1_000_000)
+        if not source.with_name("store").exists():
+            make_set().save(source.with_name("store"))
         for name, run, options in runs:
             output = arguments.folder / "out"
             results = [measure(run, source, output, options) for _ in range(arguments.repeat)]
