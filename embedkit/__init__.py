@@ -19,6 +19,8 @@ _PUBLIC = {
     "PretrainedEmbeddingEncoder": "encoder",
     "StoreError": "errors",
     "StoreNotFoundError": "errors",
+    "drift": "changes",
+    "evaluate": "advice",
     "verify": "store",
 }
 

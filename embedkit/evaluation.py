@@ -123,8 +123,7 @@ def compare(
     ours = encode_with(encoder, problem, vectors)
     records.append(("embedkit", "network", metric, score_of(encoder, problem.X_test, problem), *_costs(ours)))
     encoded = {"embedkit": ours}
-    pairs = [(e, m) for e in feasible(problem, encodings) for m in models if e != "native" or m == "lightgbm"]
-    for encoding, model_name in progress(pairs):
+    for encoding, model_name in progress(pairs(feasible(problem, encodings), models)):
         if encoding not in encoded:  # one at a time, ours apart
             encoded = {"embedkit": ours, encoding: encode(problem, encoding, random_state)}
         start = time.perf_counter()
@@ -149,6 +148,11 @@ def feasible(problem: Problem, encodings: Sequence[str]) -> list[str]:
     """The encodings, without one-hot where it would be too wide."""
     width = sum(problem.X_train[name].nunique(dropna=False) for name in problem.categorical)
     return [name for name in encodings if name != "onehot" or width <= MAX_ONEHOT_COLUMNS]
+
+
+def pairs(encodings: Sequence[str], models: Sequence[str]) -> list[tuple[str, str]]:
+    """Every encoding with every model that can take it."""
+    return [(e, m) for e in encodings for m in models if e != "native" or m == "lightgbm"]
 
 
 def encode_with(encoder: Any, problem: Problem, vectors: np.ndarray | None = None) -> Encoded:

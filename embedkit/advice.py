@@ -1,0 +1,219 @@
+"""Should embeddings be used on a table, and for which model? Nested cross-validation with a plain verdict."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from embedkit.errors import InputError, did_you_mean, require
+from embedkit.evaluation import ENCODINGS, MODELS, Problem, compare, feasible, pairs
+from embedkit.frames import column_roles, is_array, numeric_block, to_table
+from embedkit.verdict import Evaluation
+
+KINDS = {"continuous": "regression", "binary": "binary", "multiclass": "multiclass"}
+
+
+def evaluate(
+    X: Any,
+    y: Any,
+    *,
+    categorical_features: str | Sequence[str] = "from_dtype",
+    target_type: str = "auto",
+    groups: Any = None,
+    time: Any = None,
+    n_folds: int = 5,
+    encodings: Sequence[str] = ENCODINGS,
+    models: Sequence[str] = MODELS,
+    max_rows: int | None = 100_000,
+    random_state: int = 0,
+    n_jobs: int | None = None,
+    progress: bool = False,
+    **parameters: Any,
+) -> Evaluation:
+    """Find out by cross-validation whether embeddings help the models that are run on a table.
+
+    Every fold learns its own embeddings, and all other encodings, from its training rows alone, then every
+    model on every encoding, and scores them on its test rows.
+
+    Parameters
+    ----------
+    X : frame or array of shape (n_rows, n_columns)
+        As in `EntityEmbeddingEncoder.fit`.
+    y : array or Series of shape (n_rows,)
+        One target.
+    categorical_features, target_type
+        As in `EntityEmbeddingEncoder`.
+    groups : str or array of shape (n_rows,), optional
+        A column of X, which is not learned from, or values: no group is on both sides of a fold.
+    time : str or array of shape (n_rows,), optional
+        Likewise; every fold is tested on rows that come after those it learned from.
+    n_folds : int, default=5
+        At least 2.
+    encodings, models : sequence of str
+        See `embedkit.evaluation.compare`.
+    max_rows : int, optional
+        Larger tables are sampled at random to this many rows, for all encodings and models alike.
+    random_state : int
+        Of folds, sample, encodings and models.
+    n_jobs : int, optional
+        Threads of the models, as in scikit-learn.
+    progress : bool
+        Show a progress bar.
+    **parameters
+        Of the embeddings; see `EntityEmbeddingEncoder`.
+
+    Returns
+    -------
+    Evaluation
+        Prints as a table with a verdict; ``scores`` is a frame of all results.
+
+    Raises
+    ------
+    InputError
+        If the table or a setting cannot be used.
+    MissingExtraError
+        If torch or LightGBM is not installed.
+
+    Examples
+    --------
+    >>> import embedkit
+    >>> found = embedkit.evaluate(X, y, categorical_features=["Store"])  # doctest: +SKIP
+    >>> print(found)  # doctest: +SKIP
+    """
+    require("torch", "train")
+    if not {"embedkit"} < set(encodings) <= set(ENCODINGS) or not models or not set(models) <= set(MODELS):
+        raise InputError(
+            f"encodings must be 'embedkit' and some of {ENCODINGS}, models some of {MODELS}: "
+            f"got {tuple(encodings)}, {tuple(models)}"
+        )
+    if isinstance(n_folds, bool) or not isinstance(n_folds, (int, np.integer)) or n_folds < 2:
+        raise InputError(f"n_folds must be a whole number of at least 2, got {n_folds!r}")
+    whole, keys = _read(X, y, categorical_features, target_type, {"groups": groups, "time": time})
+    rows = whole.sample(max_rows, random_state)
+    whole, keys = _take(whole, rows, rows), {name: values[rows] for name, values in keys.items()}
+    folds = _split(whole, n_folds, random_state, **keys)
+    encodings = feasible(whole, encodings)  # the same in every fold
+    parts = []
+    with _bar(len(folds) * len(pairs(encodings, models)), progress) as bar:
+        for i, (train, test) in enumerate(folds):
+            scores = compare(
+                _take(whole, train, test),
+                _estimator(whole, random_state, parameters),
+                encodings=encodings,
+                models=models,
+                random_state=random_state,
+                n_jobs=n_jobs,
+                progress=lambda steps: _counted(steps, bar),
+            )
+            parts.append(scores.assign(fold=i, n_train=len(train), n_test=len(test)))
+    return Evaluation(pd.concat(parts, ignore_index=True))
+
+
+def _read(
+    X: Any,
+    y: Any,
+    categorical_features: str | Sequence[str],
+    target_type: str,
+    keys: dict[str, Any],
+) -> tuple[Problem, dict[str, np.ndarray]]:
+    """The whole table as a problem, and what its rows are split by."""
+    from embedkit.learning.targets import as_targets, make_heads
+
+    names = None if not is_array(X) else [f"x{i}" for i in range(np.asarray(X).shape[-1])]
+    table = to_table(X, feature_names=names)
+    targets, target_names, single = as_targets(y)
+    if not single:
+        raise InputError(f"one target is compared at a time, got {target_names}: give one column")
+    _check_length("y", targets, table.num_rows)
+    (head,) = make_heads(targets, target_names, target_type)
+    columns = [key for key in keys.values() if isinstance(key, str)]
+    absent = [name for name in columns if name not in table.column_names]
+    if absent:
+        raise InputError(f"X has no column {absent}{did_you_mean(absent, table.column_names)} to split by")
+    values = {
+        name: table[key].to_pandas().to_numpy() if isinstance(key, str) else np.asarray(key)
+        for name, key in keys.items()
+        if key is not None
+    }
+    for name, array in values.items():
+        _check_length(name, array, table.num_rows)
+        if pd.isna(array).any():
+            raise InputError(f"{name} is missing in {pd.isna(array).sum()} row(s): drop these rows")
+    table = table.drop_columns(list(dict.fromkeys(columns)))
+    all_categorical = names is not None and isinstance(categorical_features, str)
+    roles = column_roles(table, table.column_names if all_categorical else categorical_features)
+    if not roles.categorical:
+        raise InputError(
+            f"no categorical column among {table.column_names}: name integer ids and dates as categorical"
+        )
+    frame = table.select(roles.categorical).to_pandas()
+    frame[list(roles.numeric)] = numeric_block(table, roles.numeric)
+    target = targets[:, 0].astype(np.float64) if head.kind == "continuous" else targets[:, 0]
+    kind = KINDS[head.kind]
+    return Problem(frame, target, frame, target, list(roles.categorical), list(roles.numeric), kind), values
+
+
+def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:
+    if len(values) != num_rows:
+        raise InputError(f"{name} has {len(values)} rows, X has {num_rows}: give one for each row")
+
+
+def _take(whole: Problem, train: np.ndarray, test: np.ndarray) -> Problem:
+    """Some rows to learn from, and some to be judged on."""
+    X, y = whole.X_train, whole.y_train
+    return Problem(
+        *(X.iloc[train], y[train], X.iloc[test], y[test]), *(whole.categorical, whole.numeric, whole.kind)
+    )
+
+
+def _split(
+    whole: Problem,
+    n_folds: int,
+    random_state: int,
+    groups: np.ndarray | None = None,
+    time: np.ndarray | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions of training and test rows of each fold."""
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit
+
+    X, y = whole.X_train, whole.y_train
+    if groups is not None and time is not None:
+        raise InputError("folds are made by groups or by time, not by both: give one of them")
+    n_parts = len(y) if groups is None else len(np.unique(groups))
+    if n_parts <= n_folds:
+        what = "rows" if groups is None else "groups"
+        raise InputError(f"{n_folds} folds need more than {n_folds} {what}, found {n_parts}: ask for fewer")
+    if time is not None:
+        order = np.argsort(time, kind="stable")
+        return [(order[train], order[test]) for train, test in TimeSeriesSplit(n_folds).split(X)]
+    if groups is not None:
+        return list(GroupKFold(n_folds, shuffle=True, random_state=random_state).split(X, y, groups))
+    if whole.kind != "regression":
+        labels, counts = np.unique(y, return_counts=True)
+        if counts.min() < n_folds:
+            raise InputError(
+                f"class {labels[counts.argmin()]!r} has {counts.min()} row(s), {n_folds} folds need as many: "
+                "drop the class or ask for fewer folds"
+            )
+    folds = KFold if whole.kind == "regression" else StratifiedKFold
+    return list(folds(n_folds, shuffle=True, random_state=random_state).split(X, y))
+
+
+def _estimator(whole: Problem, random_state: int, parameters: dict[str, Any]) -> Any:
+    from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
+
+    kind = EntityEmbeddingRegressor if whole.kind == "regression" else EntityEmbeddingClassifier
+    return kind(whole.categorical, random_state=random_state, **parameters)
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="comparing", unit="model", disable=not shown, leave=False)
+
+
+def _counted(steps: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for step in steps:
+        yield step
+        bar.update()
