@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import os
 import platform
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from embedkit import store
 from embedkit.errors import StoreError, require
-from embedkit.learning.learned import History, Learned, NetworkShape
+from embedkit.learning.learned import History, Learned, NetworkShape, Projection
 from embedkit.learning.numeric import NumericInputs
 from embedkit.learning.targets import Head
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Estimator = TypeVar("Estimator", bound="EntityEmbeddingBase")
 
 WEIGHTS = "network.safetensors"
+PROJECTION = "projections."  # starts the names, in that file, of the maps from tables to published vectors
 HISTORY = "report/history.parquet"
 LR_FINDER = "report/lr_finder.parquet"
 _LIBRARIES = ("torch", "numpy", "pyarrow", "scikit-learn")
@@ -47,6 +49,8 @@ def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
             feature: {name: np.round(values, 6).tolist() for name, values in axes.items()}
             for feature, axes in learned.axes.items()
         },
+        "prior_precisions": [projection.precision for projection in learned.projections],
+        "noise": list(learned.noise),
         "max_lr": learned.max_lr,
         "history": learned.history.epochs,
         "best_epoch": learned.history.best_epoch,
@@ -64,7 +68,7 @@ def save(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:
     numpy_format = require("safetensors.numpy", "train")
     learned: Learned = estimator._learned
     attachments = {
-        WEIGHTS: numpy_format.save(learned.weights),
+        WEIGHTS: numpy_format.save({**learned.weights, **_as_tensors(learned.projections)}),
         HISTORY: _parquet(pa.Table.from_pylist(learned.history.epochs)),
     }
     if learned.lr_finder is not None:
@@ -99,23 +103,37 @@ def load(kind: type[Estimator], path: str | os.PathLike, version: str | None = N
     if content["from_names"]:
         estimator.feature_names_in_ = np.array(names, dtype=object)
     estimator._single = content["single_target"]
+    tensors = numpy_format.load(store.read_attachment(path, WEIGHTS, version))
     estimator._learned = Learned(
         tables=tuple(embeddings.values()),
         numerics=embeddings.numerics,
         heads=tuple(Head.from_json(head) for head in content["heads"]),
         inputs=NumericInputs.from_json(content["numeric_inputs"]),
         shape=NetworkShape.from_json(content["network"]),
-        weights=numpy_format.load(store.read_attachment(path, WEIGHTS, version)),
+        weights={name: array for name, array in tensors.items() if not name.startswith(PROJECTION)},
         axes={
             feature: {name: np.array(values) for name, values in axes.items()}
             for feature, axes in content["axes"].items()
         },
+        projections=tuple(
+            Projection(tensors[f"{PROJECTION}{i}.center"], tensors[f"{PROJECTION}{i}.rotation"], precision)
+            for i, precision in enumerate(content["prior_precisions"])
+        ),
+        noise=tuple(content["noise"]),
         history=History(content["history"], [], content["best_epoch"], content["restarts"]),
         lr_finder=None,
         max_lr=content["max_lr"],
     )
     estimator._publish(embeddings)
     return estimator
+
+
+def _as_tensors(projections: Sequence[Projection]) -> dict[str, np.ndarray]:
+    tensors = {}
+    for i, projection in enumerate(projections):
+        tensors[f"{PROJECTION}{i}.center"] = np.ascontiguousarray(projection.center)
+        tensors[f"{PROJECTION}{i}.rotation"] = np.ascontiguousarray(projection.rotation)
+    return tensors
 
 
 def _plain(value: Any) -> Any:

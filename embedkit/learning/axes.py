@@ -45,11 +45,16 @@ class CanonicalTable:
     reliability : float array of shape (embedding_dim,)
         Share of each axis' variance that is not sampling noise, 0 to 1; 0 for an axis whose `share` is under
         1 %.
+    center : float64 array of shape (embedding_dim,)
+    rotation : float64 array of shape (embedding_dim, embedding_dim)
+        The map that made the vectors: ``(table - center) @ rotation``.
     """
 
     vectors: np.ndarray
     share: np.ndarray
     reliability: np.ndarray
+    center: np.ndarray
+    rotation: np.ndarray
 
 
 def fill_untrained(
@@ -100,15 +105,17 @@ def canonical_tables(
     network.eval()
     blocks = first_layer_blocks(network)
     total = float(rows.weights.sum())
-    tables, rotations, shares = [], [], []
+    tables, centers, rotations, shares = [], [], [], []
     for table, block, count in zip(network.tables, blocks, counts, strict=False):
         weights = torch.tensor(count / count.sum(), dtype=torch.float64)
         centred = table.double().cpu()
-        centred -= weights @ centred
+        center = weights @ centred
+        centred -= center
         rotation = _rotation(centred, block, weights)
         vectors = centred @ rotation  # (num_embeddings, embedding_dim)
         spread = weights @ vectors.square()
         tables.append(vectors)
+        centers.append(center)
         rotations.append(rotation)
         shares.append(spread / spread.sum().clamp(min=torch.finfo(torch.float64).tiny))
     # Axes are in order of their share, so those that are worth measuring come first.
@@ -129,7 +136,8 @@ def canonical_tables(
         sampling, spread = share @ variances, share @ vectors[codes, :n].square()
         reliability = torch.zeros(vectors.shape[1], dtype=torch.float64)
         reliability[:n] = (1 - sampling / spread).clamp(0, 1).nan_to_num(0.0)
-        result.append(CanonicalTable(vectors.float().numpy(), shares[i].numpy(), reliability.numpy()))
+        parts = (vectors.float(), shares[i], reliability, centers[i], rotations[i])
+        result.append(CanonicalTable(*(part.numpy() for part in parts)))
     return result
 
 

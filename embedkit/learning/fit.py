@@ -15,7 +15,7 @@ from embedkit.errors import InputError
 from embedkit.frames import Roles, numeric_block
 from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer_blocks
 from embedkit.learning.data import hold_out, make_rows
-from embedkit.learning.learned import History, Learned, NetworkShape, Settings
+from embedkit.learning.learned import History, Learned, NetworkShape, Projection, Settings
 from embedkit.learning.lr_finder import LRFinderResult, find_lr
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims, weights_of
 from embedkit.learning.numeric import NumericInputs
@@ -229,16 +229,17 @@ def _harvest(
         noise=trainer.noise,
         generator=preparation.generator,
     )
-    tables, axes = [], {}
-    for vocabulary, table, counts in zip(
-        preparation.vocabularies, canonical, preparation.counts, strict=True
+    tables, axes, projections = [], {}, []
+    total = float(trainer.rows.weights.sum())
+    for vocabulary, table, counts, prior in zip(
+        preparation.vocabularies, canonical, preparation.counts, preparation.priors, strict=True
     ):
         axes[vocabulary.feature] = {"reliability": table.reliability, "share": table.share}
-        vectors = table.vectors[:, _kept_axes(vocabulary.feature, table.reliability, settings)]
-        if (
-            vectors.shape[1] == 0
-        ):  # nothing that holds up was learned of this column, and that is what it says
-            vectors = np.zeros((len(vectors), 1), dtype=np.float32)
+        kept = _kept_axes(vocabulary.feature, table.reliability, settings)
+        vectors, rotation = table.vectors[:, kept], table.rotation[:, kept]
+        if not kept.any():  # nothing that holds up was learned of this column, and that is what it says
+            vectors, rotation = np.zeros_like(table.vectors[:, :1]), np.zeros_like(table.rotation[:, :1])
+        projections.append(Projection(table.center, rotation, prior * total))
         counted = Vocabulary(vocabulary.feature, vocabulary.categories, counts)
         tables.append(EmbeddingTable(counted, np.ascontiguousarray(vectors)))
     sensitivity = first_layer_blocks(network)[-1].norm(dim=0).numpy()
@@ -250,6 +251,8 @@ def _harvest(
         shape=network.shape,
         weights=weights_of(network),
         axes=axes,
+        projections=tuple(projections),
+        noise=tuple(trainer.noise.tolist()),
         history=history,
         lr_finder=finder,
         max_lr=max_lr,

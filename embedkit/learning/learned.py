@@ -99,6 +99,24 @@ class NetworkShape:
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
 
 
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """From a table of the network to its published vectors: ``(table - center) @ rotation``.
+
+    Attributes
+    ----------
+    center : float64 array of shape (embedding_dim,)
+    rotation : float64 array of shape (embedding_dim, published width)
+    precision : float
+        Of the prior: ``precision / 2 * sum of squares`` of a vector of the table stands beside the summed
+        losses of its rows.
+    """
+
+    center: np.ndarray
+    rotation: np.ndarray
+    precision: float
+
+
 @dataclass
 class History:
     """What a training was like.
@@ -139,6 +157,10 @@ class Learned:
     axes : dict of str to dict of str to ndarray of shape (embedding_dim,)
         Per feature the "reliability" of every axis that was learned, the dropped ones included, and its
         "share" of the table's variance; see `embedkit.learning.axes`.
+    projections : tuple of Projection
+        One per table.
+    noise : tuple of float
+        Residual variance of each standardised target, 1 for classes; see `embedkit.learning.losses`.
     history : History
     lr_finder : LRFinderResult or None
         The range test behind an automatic rate.
@@ -153,6 +175,8 @@ class Learned:
     shape: NetworkShape
     weights: dict[str, np.ndarray]
     axes: dict[str, dict[str, np.ndarray]]
+    projections: tuple[Projection, ...]
+    noise: tuple[float, ...]
     history: History
     lr_finder: LRFinderResult | None
     max_lr: float
