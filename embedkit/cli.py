@@ -72,7 +72,14 @@ def learning_options(command: Callable) -> Callable:
             "--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
-        click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Random seed."),
+        click.option(
+            "--seed",
+            "random_state",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Random seed.",
+        ),
         click.option(
             "--threads",
             type=click.IntRange(1),
@@ -98,7 +105,8 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
     from embedkit.files import read_training
 
     names = ("target", "columns", "drop", "weight", "skip_missing_target")
-    return read_training(data, **{name: options.pop(name) for name in names})
+    roles = {name: options.pop(name) for name in names}
+    return read_training(data, categorical=options["categorical_features"], **roles)
 
 
 @main.command()

@@ -119,6 +119,7 @@ def read_training(
     target: Sequence[str],
     *,
     columns: Sequence[str] = (),
+    categorical: Sequence[str] = (),
     drop: Sequence[str] = (),
     weight: str | None = None,
     skip_missing_target: bool = False,
@@ -133,6 +134,8 @@ def read_training(
         What is to be predicted: one column or several.
     columns : sequence of str
         What to learn from; by default all columns but the targets and `weight`.
+    categorical : sequence of str
+        Columns that must be among those to learn from.
     drop : sequence of str
         Columns to leave out.
     weight : str, optional
@@ -151,13 +154,19 @@ def read_training(
     """
     table = read_table(path)
     weights = [] if weight is None else [weight]
-    _check_named(path, table, {"target": target, "columns": columns, "drop": drop, "weight": weights})
+    named = {"target": target, "columns": columns, "categorical": categorical, "drop": drop}
+    _check_named(path, table, named | {"weight": weights})
     if not target:
         raise InputError(f"no target given: name the column of {path} that is to be predicted")
     left_out = {*target, *weights, *drop}
     used = [name for name in (columns or table.column_names) if name not in left_out]
     if not used:
         raise InputError(f"{path} has no column to learn from beside {sorted(left_out)}: drop fewer")
+    contradictory = [name for name in categorical if name not in used]
+    if contradictory:
+        raise InputError(
+            f"categorical names {contradictory}, which is target, weight or left out: name it once"
+        )
     table = _with_target(path, table, target, skip_missing_target)
     return TrainingData(
         table.select(used),

@@ -97,7 +97,8 @@ def test_any_other_column_missing_in_the_file(option: str, shops: pa.Table, tmp_
 def test_a_category_missing_in_the_data(shops: pa.Table, tmp_path: Path) -> None:
     expected = "categorical_features names ['shp'], which the data does not have (did you mean 'shop'?)"
     assert message(InputError, encoder(categorical_features=["shp"]).fit, *frame(shops)) == expected
-    assert expected in fit_file(shops, tmp_path, "--target", "sales", "--categorical", "shp")
+    line = fit_file(shops, tmp_path, "--target", "sales", "--categorical", "shp")
+    assert "has no column 'shp' (did you mean 'shop'?), which categorical names" in line
 
 
 @pytest.mark.parametrize("value", [7.5, 1, True, "yes"])
@@ -105,7 +106,7 @@ def test_target_all_one_value(value: Any, shops: pa.Table, tmp_path: Path) -> No
     X, _ = frame(shops)
     y = pd.Series([value] * 240, name="late")
     found = message(InputError, encoder().fit, X, y)
-    assert "target 'late' holds one class or value only (" in found
+    assert f"target 'late' holds one class or value only ({value!r} " in found
     assert "in all 240 row(s)): at least 2 classes or values are needed to learn from" in found
     rows = shops.drop_columns("sales").append_column("late", pa.array([value] * 240))
     assert "target 'late' holds one class or value only" in fit_file(rows, tmp_path, "--target", "late")
@@ -160,6 +161,13 @@ def test_a_date_that_is_not_named(shops: pa.Table, tmp_path: Path) -> None:
         "column 'day' is date32[day], neither category nor number: name it in categorical_features or drop it"
         in line
     )
+
+
+@pytest.mark.parametrize("option", ["--target", "--drop", "--weight"])
+def test_a_category_that_is_left_out(option: str, shops: pa.Table, tmp_path: Path) -> None:
+    options = ["--target", "sales"] * (option != "--target") + [option, "shop", "--categorical", "shop,town"]
+    line = fit_file(shops, tmp_path, *options)
+    assert "categorical names ['shop'], which is target, weight or left out: name it once" in line
 
 
 def lookups(regressor: EntityEmbeddingRegressor, stored: Path) -> list[Callable]:

@@ -146,7 +146,7 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
     except TypeError:
         raise InputError(f"target {name!r} mixes types that cannot be sorted: cast it to one type") from None
     if len(distinct) < 2:
-        found = f"{distinct[0]!r}" if len(distinct) else "no value"
+        found = f"{distinct.tolist()[0]!r}" if len(distinct) else "no value"
         raise InputError(
             f"target {name!r} holds one class or value only ({found} in all {len(y)} row(s)): "
             "at least 2 classes or values are needed to learn from"
