@@ -56,6 +56,29 @@ def embedding_dims(
     return tuple(dims)
 
 
+class Dropout(nn.Module):
+    """Dropout that draws its masks cheaply: four elements from each random 64-bit number.
+
+    Parameters
+    ----------
+    p : float
+        Fraction of elements set to zero in training, rounded to a multiple of 1 / 65536.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Set elements to zero and scale up the others, in training; do nothing otherwise."""
+        if not self.training or self.p == 0:
+            return x
+        dropped = round(self.p * 65536)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        draws = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over -32768 ... 32767
+        return x * ((draws >= dropped - 32768) * (65536 / (65536 - dropped)))
+
+
 class EntityEmbeddingNetwork(nn.Module):
     """Tables of vectors and the layers that read them.
 
@@ -78,18 +101,18 @@ class EntityEmbeddingNetwork(nn.Module):
         self.tables = nn.ParameterList(
             nn.Parameter(torch.zeros(rows, dim), requires_grad=False) for rows, dim in tables
         )
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
         layers: list[nn.Module] = []
         width = sum(shape.embedding_dims) + shape.n_numeric
         for units in shape.hidden_layer_sizes:
             norm = nn.BatchNorm1d(units, momentum=1.0)  # what it keeps is measured after the training
-            layers += [nn.Linear(width, units), norm, nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(width, units), norm, nn.ReLU(), Dropout(dropout)]
             width = units
         self.layers = nn.Sequential(*layers, nn.Linear(width, shape.n_outputs))
 
     def lookup(self, codes: torch.Tensor) -> torch.Tensor:
         """Vectors of all features side by side."""
-        vectors = [table[codes[:, i]] for i, table in enumerate(self.tables)]
+        vectors = [table.index_select(0, codes[:, i]) for i, table in enumerate(self.tables)]
         return torch.cat(vectors, dim=1)  # (batch, sum of embedding_dims)
 
     def forward(self, embedded: torch.Tensor, numeric: torch.Tensor) -> torch.Tensor:

@@ -45,11 +45,12 @@ class TableOptimizer:
 
     def catch_up(self, codes: torch.Tensor) -> None:
         """Bring the vectors of a batch up to date; call before they are looked up."""
-        rows = codes + self.offsets  # (batch, n_features)
-        factors = torch.exp(self.shrunk - self.applied[rows]).float()
-        for i, table in enumerate(self.tables):
-            table[codes[:, i]] = table[codes[:, i]] * factors[:, i, None]
-        self.applied[rows] = self.shrunk.expand(len(rows), -1)
+        columns = codes.T.long()  # (n_features, batch)
+        rows = columns + self.offsets[:, None]
+        factors = torch.exp(self.shrunk[:, None] - self.applied[rows]).float()
+        for table, column, factor in zip(self.tables, columns, factors, strict=True):
+            table.index_copy_(0, column, table.index_select(0, column).mul_(factor[:, None]))
+        self.applied[rows] = self.shrunk[:, None].expand(rows.shape)
 
     def catch_up_all(self) -> None:
         """Bring all vectors up to date; call before the tables are read as a whole."""
@@ -72,30 +73,31 @@ class TableOptimizer:
             Learning rate.
         """
         self.num_steps += 1
-        rows = codes + self.offsets  # (batch, n_features)
+        columns = codes.T.long()  # (n_features, batch)
+        rows = columns + self.offsets[:, None]
         flat = rows.flatten()
         self.hits.index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
-        share = 1 / self.hits[rows]  # of its category's entry that a batch row stands for
-        self.hits[flat] = 0
-        active = share.sum(dim=0)  # (n_features,)
+        share = 1 / self.hits[rows]  # of its category's entry that a row of the batch stands for
+        self.hits.index_fill_(0, flat, 0)
         summed = []
-        for i, part in enumerate(gradient.split(self.dims, dim=1)):
-            sums = self.sums[i].index_add_(0, codes[:, i], part)
-            summed.append(sums[codes[:, i]])  # (batch, dim), the same for rows of one category
-            sums[codes[:, i]] = 0
-        squares = torch.stack([part.square().mean(dim=1) for part in summed], dim=1)  # (batch, n_features)
-        moment = (squares * share).sum(dim=0) / active
+        parts = gradient.split(self.dims, dim=1)
+        for sums, column, part in zip(self.sums, columns, parts, strict=True):
+            sums.index_add_(0, column, part)
+            summed.append(sums.index_select(0, column))  # (batch, dim), the same for rows of one category
+            sums.index_fill_(0, column, 0)
+        squares = torch.stack([part.square().mean(dim=1) for part in summed])  # (n_features, batch)
+        moment = (squares * share).sum(dim=1) / share.sum(dim=1)
         self.second_moments.lerp_(moment, 1 - self.beta)
         unbiased = self.second_moments / (1 - self.beta**self.num_steps)
         rates = (lr / (unbiased.sqrt() + 1e-12)).tolist()
-        for i, table in enumerate(self.tables):
-            # Past one half a step of the prior would overshoot; then it only halves.
-            decay = min(rates[i] * self.priors[i], 0.5)
-            column = codes[:, i]
+        # Past one half a step of the prior would overshoot; then it only halves.
+        decays = [min(rate * prior, 0.5) for rate, prior in zip(rates, self.priors, strict=True)]
+        for i, (table, column) in enumerate(zip(self.tables, columns, strict=True)):
+            vectors = table.index_select(0, column).mul_(1 - decays[i]).sub_(summed[i], alpha=rates[i])
             # Rows of one category write the same value: the order of the writes does not matter.
-            table[column] = table[column] * (1 - decay) - rates[i] * summed[i]
-            self.shrunk[i] += math.log1p(-decay)
-        self.applied[rows] = self.shrunk.expand(len(rows), -1)
+            table.index_copy_(0, column, vectors)
+        self.shrunk += self.shrunk.new_tensor([math.log1p(-decay) for decay in decays])
+        self.applied[rows] = self.shrunk[:, None].expand(rows.shape)
 
     def state(self) -> dict[str, torch.Tensor | int]:
         """A copy of all that a step changes, the tables apart."""
