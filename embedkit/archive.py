@@ -16,6 +16,7 @@ from embedkit.errors import StoreError, require
 from embedkit.learning.learned import History, Learned, NetworkShape, Projection
 from embedkit.learning.numeric import NumericInputs
 from embedkit.learning.targets import Head
+from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
     from embedkit.base import EntityEmbeddingBase
@@ -61,6 +62,18 @@ def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
     }
+
+
+def embedding_set(estimator: "EntityEmbeddingBase") -> EmbeddingSet:
+    """What a fitted estimator transforms with."""
+    learned: Learned = estimator._learned
+    features = {part.feature for part in (*learned.tables, *learned.numerics)}
+    return EmbeddingSet(
+        learned.tables,
+        learned.numerics,
+        metadata(estimator),
+        features_in=[name for name in estimator._input_names() if name in features],
+    )
 
 
 def save(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:

@@ -211,15 +211,41 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         from embedkit.learning.fit import learn
 
         self._learned = learn(*self._prepare(X, y, sample_weight))
-        features = {part.feature for part in (*self._learned.tables, *self._learned.numerics)}
-        self._publish(
-            EmbeddingSet(
-                self._learned.tables,
-                self._learned.numerics,
-                archive.metadata(self),
-                features_in=[name for name in self._input_names() if name in features],
-            )
-        )
+        self._publish(archive.embedding_set(self))
+        return self
+
+    def extend(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn vectors for categories that appeared since `fit`; all else stays as it is, to the last bit.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            Columns as in `fit`. Rows without a new category are not learned from.
+        y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
+            Target or targets as in `fit`; classes must be those of `fit`.
+        sample_weight : array of shape (n_rows,), optional
+            How many rows each row stands for.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            If a column or a target does not fit what was learned.
+        NotFittedError
+            If `fit` has not been called.
+        """
+        require("torch", "train")
+        from embedkit import archive
+        from embedkit.learning.extend import extend
+
+        check_is_fitted(self)
+        table = self._read(X, reset=False)
+        targets, weights = self._targets(y, table.num_rows), self._weights(sample_weight, table.num_rows)
+        self._learned = extend(self._learned, table, targets, weights, self.min_frequency)
+        self._publish(archive.embedding_set(self))
         return self
 
     def fit_transform(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
@@ -296,13 +322,26 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
                 f"no categorical column among {table.column_names}: "
                 "name integer ids and dates in categorical_features"
             )
-        weights = None
-        if sample_weight is not None:
-            weights = _check_sample_weight(
-                sample_weight, np.empty((table.num_rows, 1)), dtype=np.float64, ensure_non_negative=True
-            )
+        weights = self._weights(sample_weight, table.num_rows)
         heads = make_heads(targets, names, self._target_type(), weights)
         return table, roles, heads, targets, weights, self._settings()
+
+    def _weights(self, sample_weight: Any, num_rows: int) -> np.ndarray | None:
+        if sample_weight is None:
+            return None
+        return _check_sample_weight(
+            sample_weight, np.empty((num_rows, 1)), dtype=np.float64, ensure_non_negative=True
+        )
+
+    def _targets(self, y: Any, num_rows: int) -> np.ndarray:
+        """Targets of rows that come after `fit`, of shape (n_rows, n_targets)."""
+        from embedkit.learning.targets import as_targets
+
+        targets, names, _ = as_targets(y)
+        check_consistent_length(np.empty(num_rows), targets)
+        if len(names) != len(self._learned.heads):
+            raise InputError(f"y must have {len(self._learned.heads)} target(s), found {len(names)}: {names}")
+        return targets
 
     def _target_type(self) -> str:
         return self.target_type

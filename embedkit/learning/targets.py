@@ -45,10 +45,27 @@ class Head:
         return len(self.classes) if self.kind == "multiclass" else 1
 
     def encode(self, y: np.ndarray) -> np.ndarray:
-        """What the network sees: standardised numbers or class indices, float32 of shape (n_rows,)."""
+        """What the network sees: standardised numbers or class indices, float32 of shape (n_rows,).
+
+        Raises
+        ------
+        InputError
+            If a label is not among the classes.
+        """
         if self.kind == "continuous":
             return ((y.astype(np.float64) - self.center) / self.scale).astype(np.float32)
-        return np.searchsorted(self.classes, y.astype(self.classes.dtype)).astype(np.float32)
+        try:
+            labels = y.astype(str) if self.classes.dtype.kind == "U" else y.astype(self.classes.dtype)
+            codes = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
+            strange = np.flatnonzero(self.classes[codes] != y)
+        except (TypeError, ValueError):  # text that is no number
+            strange = np.arange(len(y))
+        if len(strange):
+            raise InputError(
+                f"target {self.name!r} has the class {str(y[strange[0]])!r} in row {strange[0]}, which was "
+                f"not learned: the classes are {self.classes.tolist()}"
+            )
+        return codes.astype(np.float32)
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:
         """Network outputs, shape (n_rows, n_outputs), as predicted numbers or labels, shape (n_rows,)."""

@@ -1,0 +1,186 @@
+"""Vectors for categories that appeared since: everything that was learned before stays as it is.
+
+With the network and the old vectors held still, a new category's vector is the one that explains its own rows
+best under the prior that all vectors are learned with: a small smooth problem, solved to convergence on all
+rows at once. It is published on the axes of the table it joins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from embedkit.columns import EmbeddingTable
+from embedkit.errors import InputError
+from embedkit.frames import numeric_block
+from embedkit.learning.learned import Learned
+from embedkit.learning.losses import row_losses
+from embedkit.learning.network import EntityEmbeddingNetwork, build
+from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary
+
+MAX_ITERATIONS = 100
+PASS_BATCH = 65_536
+
+
+def extend(
+    learned: Learned,
+    table: pa.Table,
+    y: np.ndarray,
+    sample_weight: np.ndarray | None,
+    min_frequency: float | None = None,
+) -> Learned:
+    """Learn rows for the categories of a table that are not in the vocabularies.
+
+    Parameters
+    ----------
+    learned : Learned
+    table : pa.Table of n_rows rows
+        With all columns that were learned from.
+    y : ndarray of shape (n_rows, n_heads)
+        Targets as given.
+    sample_weight : ndarray of shape (n_rows,) or None
+        How many rows each row stands for.
+    min_frequency : int or float, optional
+        Rarer categories stay unknown; a fraction is one of these rows.
+
+    Returns
+    -------
+    Learned
+        Vectors and counts of old categories are the same to the last bit, and so is the network.
+
+    Raises
+    ------
+    InputError
+        If a column or a target does not fit what was learned.
+    """
+    vocabularies, sources = [], []
+    for part in learned.tables:
+        vocabulary, source = _extended(part.vocabulary, table[part.feature], sample_weight, min_frequency)
+        vocabularies.append(vocabulary)
+        sources.append(source)
+    is_new = [source < 0 for source in sources]
+    if not any(new.any() for new in is_new):
+        return learned
+    network = _grown(learned, sources)
+    codes = np.empty((table.num_rows, len(vocabularies)), dtype=np.int32)
+    for i, vocabulary in enumerate(vocabularies):
+        codes[:, i] = vocabulary.encode(table[vocabulary.feature])
+    numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
+    targets = np.stack([head.encode(y[:, i]) for i, head in enumerate(learned.heads)], axis=1)
+    if not np.isfinite(targets).all():
+        raise InputError("input y contains NaN or infinity: drop these rows")
+    weights = np.ones(table.num_rows) if sample_weight is None else sample_weight
+    # Only the rows of new categories have a say.
+    rows = np.any([new[codes[:, i]] for i, new in enumerate(is_new)], axis=0) & (weights > 0)
+    _solve(
+        network,
+        learned,
+        is_new,
+        torch.as_tensor(codes[rows]),
+        *(torch.as_tensor(part[rows], dtype=torch.float64) for part in (numeric, targets, weights)),
+    )
+    tables, network_weights = [], dict(learned.weights)
+    for i, (old, vocabulary) in enumerate(zip(learned.tables, vocabularies, strict=True)):
+        raw = network.tables[i].numpy().astype(np.float32)
+        network_weights[f"tables.{i}"] = raw
+        projection = learned.projections[i]
+        vectors = ((raw - projection.center) @ projection.rotation).astype(np.float32)
+        vectors[~is_new[i]] = old.vectors[sources[i][~is_new[i]]]
+        tables.append(EmbeddingTable(vocabulary, vectors))
+    return replace(learned, tables=tuple(tables), shape=network.shape, weights=network_weights)
+
+
+def _extended(
+    old: Vocabulary,
+    column: pa.ChunkedArray,
+    sample_weight: np.ndarray | None,
+    min_frequency: float | None,
+) -> tuple[Vocabulary, np.ndarray]:
+    """A vocabulary with a column's new categories, and the old code of each of its codes, -1 for new ones."""
+    old.encode(column)  # checks the type
+    found = Vocabulary.fit(column, old.feature, min_frequency=min_frequency, sample_weight=sample_weight)
+    unseen = pa.array(old.encode(found.categories) == UNKNOWN)
+    if not pc.any(unseen).as_py():
+        return old, np.arange(old.num_embeddings)
+    added = found.categories.filter(unseen)
+    if len(old.categories):
+        added = added.cast(old.categories.type)
+    both = pa.concat_arrays([old.categories, added])
+    order = pc.sort_indices(both).to_numpy().astype(np.int64)
+    fresh = found.counts[FIRST:][np.asarray(unseen)]
+    counts = np.concatenate([old.counts[FIRST:], fresh])[order]
+    sources = np.where(order < len(old.categories), order + FIRST, -1)
+    return (
+        Vocabulary(old.feature, both.take(pa.array(order)), np.concatenate([old.counts[:FIRST], counts])),
+        np.concatenate([np.arange(FIRST), sources]),
+    )
+
+
+def _grown(learned: Learned, sources: Sequence[np.ndarray]) -> EntityEmbeddingNetwork:
+    """The network with rows for new categories: zero, where the prior is."""
+    shape = replace(learned.shape, num_embeddings=tuple(len(source) for source in sources))
+    weights = dict(learned.weights)
+    for i, source in enumerate(sources):
+        grown = np.zeros((len(source), shape.embedding_dims[i]), dtype=np.float32)
+        grown[source >= 0] = weights[f"tables.{i}"][source[source >= 0]]
+        weights[f"tables.{i}"] = grown
+    network = build(shape, weights)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
+def _solve(
+    network: EntityEmbeddingNetwork,
+    learned: Learned,
+    is_new: Sequence[np.ndarray],
+    codes: torch.Tensor,
+    numeric: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+) -> None:
+    """Move the new rows of the tables, in place, to where penalised loss is lowest (L-BFGS)."""
+    # Of the tables only the new rows are parameters; the others are looked up as they are.
+    places = [torch.as_tensor(np.flatnonzero(new)) for new in is_new]
+    free = [
+        torch.zeros(len(place), table.shape[1], dtype=table.dtype, requires_grad=True)
+        for place, table in zip(places, network.tables, strict=True)
+    ]
+    optimizer = torch.optim.LBFGS(
+        free,
+        max_iter=MAX_ITERATIONS,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )
+    noise, total = torch.tensor(learned.noise, dtype=torch.float64), weights.sum()
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = sum(
+            projection.precision / 2 * part.square().sum()
+            for projection, part in zip(learned.projections, free, strict=True)
+        )
+        penalty = penalty / total
+        penalty.backward()
+        value = penalty.item()
+        for start in range(0, len(codes), PASS_BATCH):
+            batch = slice(start, start + PASS_BATCH)
+            tables = [
+                table.index_copy(0, place, part)
+                for table, place, part in zip(network.tables, places, free, strict=True)
+            ]
+            embedded = torch.cat([table[codes[batch, i]] for i, table in enumerate(tables)], dim=1)
+            losses = row_losses(learned.heads, network(embedded, numeric[batch]), targets[batch], noise)
+            part_loss = (losses * weights[batch]).sum() / total
+            part_loss.backward()
+            value += part_loss.item()
+        return torch.tensor(value, dtype=torch.float64)
+
+    optimizer.step(objective)
+    for table, place, part in zip(network.tables, places, free, strict=True):
+        if part.isfinite().all():
+            table[place] = part.detach()
