@@ -148,7 +148,7 @@ def prepare(
         n_outputs=sum(head.n_outputs for head in heads),
     )
     network = EntityEmbeddingNetwork(shape, settings.dropout, settings.embedding_dropout).to(device)
-    priors = tuple(settings.shrinkage * vocabulary.cardinality / total for vocabulary in vocabularies)
+    priors = tuple(float(settings.shrinkage) * vocabulary.cardinality / total for vocabulary in vocabularies)
     trainer = Trainer(
         network,
         heads,

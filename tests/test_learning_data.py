@@ -1,0 +1,97 @@
+"""Rows as tensors: order, weights and repetition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedkit import EntityEmbeddingEncoder, InputError
+from embedkit.learning import data
+from embedkit.learning.data import Rows, hold_out, make_rows
+
+
+def block(rows):
+    """Codes, numbers, targets and weights of rows (code, number, target, weight)."""
+    table = np.array(rows, dtype=np.float64)
+    return table[:, :1].astype(np.int32), table[:, 1:2].astype("f4"), table[:, 2:3].astype("f4"), table[:, 3]
+
+
+def tuples(rows: Rows):
+    parts = (rows.codes[:, 0], rows.numeric[:, 0], rows.targets[:, 0], rows.weights)
+    return list(zip(*(part.tolist() for part in parts), strict=True))
+
+
+cells = st.tuples(st.integers(0, 3), st.integers(-2, 2), st.integers(0, 1), st.integers(0, 3))
+
+
+@given(
+    st.lists(cells, min_size=1, max_size=20).filter(lambda rows: any(row[3] for row in rows)),
+    st.permutations(range(20)),
+)
+def test_whole_weights_are_repeated_rows_in_any_order(rows, order):
+    expected = sorted(
+        [(*map(float, row[:3]), 1.0) for row in rows for _ in range(row[3])], key=lambda row: row[2::-1]
+    )
+    assert tuples(make_rows(*block(rows))) == expected
+    shuffled = [rows[i] for i in order if i < len(rows)]
+    assert tuples(make_rows(*block(shuffled))) == expected
+
+
+def test_weights_with_a_fraction_stay_weights():
+    rows = [(1, 0, 0, 0.5), (0, 0, 0, 2.0), (1, 0, 0, 0.25), (3, 0, 0, 0.0)]
+    assert tuples(make_rows(*block(rows))) == [(0, 0, 0, 2.0), (1, 0, 0, 0.25), (1, 0, 0, 0.5)]
+
+
+def test_large_data_keep_their_rows(monkeypatch):
+    monkeypatch.setattr(data, "MAX_SORTED_ROWS", 2)
+    rows = [(2, 0, 0, 1.0), (1, 0, 0, 0.0), (0, 0, 0, 2.0), (1, 0, 0, 1.0)]
+    assert tuples(make_rows(*block(rows))) == [(2, 0, 0, 1), (0, 0, 0, 2), (1, 0, 0, 1)]
+
+
+def test_hold_out_splits():
+    rows = make_rows(*block([(i, 0, 0, 1) for i in range(10)]))
+    learned, watched = hold_out(rows, 0.25, torch.Generator().manual_seed(0))
+    assert (len(learned), len(watched)) == (8, 2)
+    assert sorted([*learned.codes[:, 0].tolist(), *watched.codes[:, 0].tolist()]) == list(range(10))
+    few = rows.take(slice(0, 3))
+    assert [len(part) for part in hold_out(few, 0.99, torch.Generator())] == [2, 1]
+    with pytest.raises(InputError, match="at least 3 rows, found 2"):
+        hold_out(rows.take(slice(0, 2)), 0.5, torch.Generator())
+
+
+def test_batches_are_all_rows_in_order():
+    rows = make_rows(*block([(i, 0, 0, 1) for i in range(5)]))
+    assert [batch.codes[:, 0].tolist() for batch in rows.batches(2)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_vectors_are_the_same_bit_for_bit(early_stopping):
+    """Weights or repeated rows, in any order: vectors, numeric columns and history are the same."""
+    rng = np.random.default_rng(0)
+    n = 80
+    X = {
+        "shop": rng.choice(["a", "b", "c", "d"], n),
+        "town": rng.choice(["x", "y"], n),
+        "area": rng.normal(size=n),
+    }
+    y, weights = rng.normal(size=n), rng.integers(0, 3, n)
+
+    def fitted(index, weights=None):
+        import pandas as pd
+
+        encoder = EntityEmbeddingEncoder(
+            hidden_layer_sizes=(8,), max_epochs=2, max_lr=0.01, random_state=0, embedding_dim=3,
+            early_stopping=early_stopping, min_frequency=2,
+        )  # fmt: skip
+        frame = pd.DataFrame({name: values[index] for name, values in X.items()})
+        return encoder.fit(frame, y[index], sample_weight=weights)
+
+    weighted = fitted(np.arange(n), weights)
+    repeated = fitted(rng.permutation(np.repeat(np.arange(n), weights)))
+    for feature in ("shop", "town"):
+        np.testing.assert_array_equal(
+            weighted.embeddings_[feature].vectors, repeated.embeddings_[feature].vectors
+        )
+    assert weighted.embeddings_.numerics == repeated.embeddings_.numerics
+    assert weighted.history_ == repeated.history_

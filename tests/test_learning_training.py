@@ -1,0 +1,207 @@
+"""The training loop: what a step changes, what is taken back, and which weights are kept."""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from embedkit.learning.data import make_rows
+from embedkit.learning.learned import NetworkShape
+from embedkit.learning.network import EntityEmbeddingNetwork
+from embedkit.learning.targets import Head
+from embedkit.learning.training import Trainer, UnstableTrainingError, train
+from embedkit.vocabulary import UNKNOWN
+
+
+def make_trainer(n=60, *, seed=0, unknown_fraction=0.1, weights=None, classes=False):
+    """One table of 8 rows whose codes say all about the target, and a number that says nothing."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(2, 8, (n, 1)).astype(np.int32)
+    targets = (codes > 4).astype("f4") if classes else (codes - 4.5).astype("f4")
+    rows = make_rows(
+        codes, rng.normal(size=(n, 1)).astype("f4"), targets, np.ones(n) if weights is None else weights
+    )
+    head = Head("y", "binary", np.array([0, 1])) if classes else Head("y", "continuous")
+    return Trainer(
+        EntityEmbeddingNetwork(NetworkShape((8,), (3,), 1, (8,), 1), 0.1, 0.1),
+        [head],
+        rows,
+        priors=[0.01],
+        batch_size=16,
+        weight_decay=0.01,
+        unknown_fraction=unknown_fraction,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def content(trainer):
+    """All that a step changes, as bytes."""
+    snapshot = trainer.snapshot()
+    layers = snapshot["layers"]["state"].values()
+    parts = [
+        *snapshot["network"].values(),
+        *(part for state in layers for part in state.values()),
+        snapshot["noise"],
+    ]
+    parts += [part for part in snapshot["tables"].values() if isinstance(part, torch.Tensor)]
+    parts += [snapshot["generator"], snapshot["torch"]]
+    rest = snapshot["tables"]["num_steps"], snapshot["position"], snapshot["layers"]["param_groups"]
+    return [part.numpy().tobytes() for part in parts], rest
+
+
+@pytest.mark.parametrize("before", [0, 2, 3, 5], ids=lambda steps: f"after {steps} steps")
+def test_snapshot_and_restore_bit_for_bit(before):
+    trainer = make_trainer()
+    for _ in range(before):
+        trainer.step(0.01)
+    snapshot, expected = trainer.snapshot(), content(trainer)
+    first = [trainer.step(0.02) for _ in range(5)], content(trainer)
+    assert content(trainer) != expected
+    trainer.restore(snapshot)
+    assert content(trainer) == expected
+    assert ([trainer.step(0.02) for _ in range(5)], content(trainer)) == first
+    trainer.restore(snapshot)  # the snapshot itself was not changed by training on
+    assert content(trainer) == expected
+
+
+def test_an_epoch_is_every_row_once_with_some_values_unknown():
+    trainer = make_trainer(64, unknown_fraction=0.25)
+    for _ in range(2):
+        batches = [trainer.next_batch() for _ in range(trainer.steps_per_epoch)]
+        numbers = torch.cat([batch.numeric for batch in batches])[:, 0]
+        codes = torch.cat([batch.codes for batch in batches])[:, 0]
+        assert sorted(numbers.tolist()) == sorted(trainer.rows.numeric[:, 0].tolist())
+        assert 5 <= int((codes == UNKNOWN).sum()) <= 28
+    assert not (trainer.rows.codes == UNKNOWN).any()
+    plain = make_trainer(64, unknown_fraction=0.0)
+    assert not (plain.next_batch().codes == UNKNOWN).any()
+
+
+def test_training_learns_and_calls_the_schedule_for_every_step():
+    trainer, steps = make_trainer(), []
+
+    def schedule(step):
+        steps.append(step)
+        return 0.03
+
+    history = train(trainer, schedule, 30)
+    assert trainer.steps_per_epoch == 3
+    assert steps == list(range(90))
+    assert history.lrs == [0.03] * 90
+    assert [epoch["epoch"] for epoch in history.epochs] == list(range(1, 31))
+    assert history.best_epoch == 30
+    assert history.epochs[-1]["validation_loss"] is None
+    assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"] / 2
+    assert trainer.evaluate(trainer.rows)[0] < 0.1
+
+
+def test_a_short_training_predicts_what_it_learned():
+    """Batch norm's running statistics would still be near their start after so few steps."""
+    trainer = make_trainer(classes=True)
+    history = train(trainer, lambda step: 0.05, 8)
+    assert history.epochs[-1]["train_loss"] < 0.4
+    assert trainer.evaluate(trainer.rows)[1] > 0.95
+
+
+def test_evaluation_by_hand():
+    trainer = make_trainer(classes=True, weights=np.linspace(0.1, 2, 60))
+    train(trainer, lambda step: 0.02, 2)
+    loss, accuracy = trainer.evaluate(trainer.rows)
+    rows, network = trainer.rows, trainer.network.eval()
+    with torch.no_grad():
+        logits = network(network.lookup(rows.codes), rows.numeric)[:, 0].double().numpy()
+    y, weights = rows.targets[:, 0].double().numpy(), rows.weights.double().numpy()
+    np.testing.assert_allclose(
+        loss, np.average(np.log1p(np.exp(-logits * (2 * y - 1))), weights=weights), rtol=1e-5
+    )
+    np.testing.assert_allclose(accuracy, np.average((logits > 0) == (y > 0), weights=weights), rtol=1e-6)
+
+
+def test_evaluation_changes_nothing_in_the_training():
+    alone = make_trainer()
+    expected = [alone.step(0.01) for _ in range(4)]
+    watched = make_trainer()
+    for step in expected:
+        watched.evaluate(watched.rows)
+        assert watched.step(0.01) == step
+
+
+def test_early_stopping_keeps_the_best_weights():
+    trainer = make_trainer(30)
+    watch, trainer.rows = trainer.rows.take(slice(0, 8)), trainer.rows.take(slice(8, None))
+    rates = itertools.chain([0.02] * 10, itertools.repeat(5.0))  # good epochs, then ruinous ones
+    seen = []
+    evaluate = trainer.evaluate
+
+    def spy(rows):
+        result = evaluate(rows)
+        seen.append((result, content(trainer)[0][:6]))
+        return result
+
+    trainer.evaluate = spy
+    history = train(trainer, lambda step: next(rates), 40, watch=watch, n_iter_no_change=3)
+    losses = [epoch["validation_loss"] for epoch in history.epochs]
+    assert history.best_epoch == 1 + int(np.argmin(losses))
+    assert len(history.epochs) == history.best_epoch + 3 < 40
+    assert content(trainer)[0][:6] == seen[history.best_epoch - 1][1]
+    np.testing.assert_allclose(evaluate(watch)[0], min(losses), rtol=1e-6)
+
+
+class Spoiled(Trainer):
+    """Its loss is NaN at a rate above a limit; notes the rates and the state at the start of each epoch."""
+
+    limit = 1e-3
+
+    def advance(self, lr):
+        loss, hits = super().advance(lr)
+        return (loss if lr <= self.limit else loss * math.nan), hits
+
+
+def test_an_unstable_epoch_is_taken_back_at_a_lower_rate():
+    trainer = make_trainer()
+    trainer.__class__ = Spoiled
+    with pytest.warns(RuntimeWarning, match=r"epoch 1: repeating it at 0\.\d+ times the rate") as caught:
+        history = train(trainer, lambda step: 0.05, 3)
+    assert len(caught) == 2
+    assert history.restarts == 2
+    np.testing.assert_allclose(history.lrs, 0.0005)
+    calm = make_trainer()
+    expected = train(calm, lambda step: 0.0005, 3)
+    assert [epoch["train_loss"] for epoch in history.epochs] == pytest.approx(
+        [epoch["train_loss"] for epoch in expected.epochs], rel=1e-6
+    )
+
+
+def test_after_three_restarts_the_error_has_a_name_and_the_weights_are_sound():
+    trainer = make_trainer()
+    trainer.__class__ = Spoiled
+    trainer.limit = 0.0
+    start = content(trainer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(UnstableTrainingError, match=r"epoch 1, not even at 0.001 times.*lower max_lr"):
+            train(trainer, lambda step: 0.05, 3)
+    assert len(caught) == 3
+    assert content(trainer) == start
+
+
+def test_weights_that_the_last_step_of_an_epoch_broke_are_taken_back():
+    trainer = make_trainer()
+    ruinous = trainer.steps_per_epoch - 1
+    with pytest.warns(RuntimeWarning, match="epoch 1: repeating it at 0.1"):
+        history = train(
+            trainer, lambda step: math.inf if step == ruinous and not trainer.tried() else 0.01, 2
+        )
+    assert history.restarts == 1
+    assert trainer.is_finite()
+
+
+@pytest.fixture(autouse=True)
+def _try_once(monkeypatch):
+    """`Trainer.tried`: False when first called, then True."""
+    calls = itertools.count()
+    monkeypatch.setattr(Trainer, "tried", lambda self: next(calls) > 0, raising=False)
