@@ -13,8 +13,10 @@ from embedkit.errors import InputError, require
 ENCODINGS = ("ordinal", "onehot", "target", "native", "embedkit")
 MODELS = ("knn", "forest", "lightgbm")
 METRICS = {"regression": "R2", "binary": "AUC", "multiclass": "macro AUC"}
-# One-hot encoding of more columns takes longer and is worse than any other encoding: it is left out.
+# Where one-hot encoding makes more columns, or more cells of the training rows, the models take longer on it
+# than on all other encodings together: it is left out.
 MAX_ONEHOT_COLUMNS = 1_000
+MAX_ONEHOT_CELLS = 25_000_000
 COLUMNS = [
     "encoding",
     "model",
@@ -99,7 +101,7 @@ def compare(
         What ``encoder.fit_transform`` has returned for the training rows; with it, nothing is fitted again.
     encodings : sequence of {"ordinal", "onehot", "target", "native", "embedkit"}
         "native" is LightGBM's own treatment of categories, for that model only; "onehot" is left out where it
-        would make more than 1,000 columns.
+        would make more than 1,000 columns or 25 million cells.
     models : sequence of {"knn", "forest", "lightgbm"}
     max_rows : int, optional
         Most rows the models learn from.
@@ -147,7 +149,8 @@ def compare(
 def feasible(problem: Problem, encodings: Sequence[str]) -> list[str]:
     """The encodings, without one-hot where it would be too wide."""
     width = sum(problem.X_train[name].nunique(dropna=False) for name in problem.categorical)
-    return [name for name in encodings if name != "onehot" or width <= MAX_ONEHOT_COLUMNS]
+    fits = width <= MAX_ONEHOT_COLUMNS and width * len(problem.X_train) <= MAX_ONEHOT_CELLS
+    return [name for name in encodings if name != "onehot" or fits]
 
 
 def pairs(encodings: Sequence[str], models: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
     python pipelines/benchmark_quality.py --suite suite.toml --out quality
 
-Encodings: ordinal, one-hot (up to 1,000 columns), scikit-learn's TargetEncoder, LightGBM's own, embedkit with
-its defaults. Models: KNN, random forest, LightGBM; CatBoost (`pip install -r requirements-quality.txt`) and
+Encodings: ordinal, one-hot where it fits, scikit-learn's TargetEncoder, LightGBM's own, embedkit with its
+defaults. Models: KNN, random forest, LightGBM; CatBoost (`pip install -r requirements-quality.txt`) and
 embedkit's network as a whole. A suite is a TOML file of tasks, with files relative to it::
 
     [[task]]
