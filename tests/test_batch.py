@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -416,6 +417,29 @@ def test_unusable_inputs_are_refused(tmp_path: Path, source: Path, embedding_set
         transform_dataset(embedding_set, source / "*.parquet", source, overwrite=True)
     with pytest.raises(InputError, match="output must be on a file system where files can be renamed"):
         transform_dataset(embedding_set, source / "*.parquet", "s3://bucket/out")
+
+
+def test_an_unwritable_output_is_one_error(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write to .*file/\.out\.partial: Not a directory"):
+        transform_dataset(embedding_set, source, tmp_path / "file" / "out")
+
+
+def test_what_is_sent_with_every_unit_does_not_grow_with_the_dataset(
+    tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    real = engines.transform_unit
+
+    def measuring(job: engines.Job, unit: engines.Unit) -> dict:
+        sent.append(len(pickle.dumps((job, unit))))
+        return real(job, unit)
+
+    monkeypatch.setattr(engines, "transform_unit", measuring)
+    for files in (1, 50):
+        source = write_dataset(tmp_path / f"in-{files}", rows.slice(0, 50), files)
+        transform_dataset(embedding_set, source, tmp_path / f"out-{files}")
+    assert max(sent) - sent[0] < 50
 
 
 def test_job_files(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:

@@ -16,6 +16,7 @@ from embedkit.serving.batch import transform_dataset, verify_output
 from embedkit.serving.output import JobFolder
 
 distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,14 @@ def test_dask_reports_the_error_of_a_unit(tmp_path: Path, rows: pa.Table) -> Non
     ):
         transform_dataset(make_set(), source, tmp_path / "out", columns=[], engine="dask", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_dask_without_a_scheduler(tmp_path: Path, source: Path) -> None:
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "100ms"}),
+        pytest.raises(InputError, match=r"there is no Dask scheduler at tcp://127\.0\.0\.1:1: "),
+    ):
+        transform_dataset(make_set(), source, tmp_path / "o", engine="dask", scheduler="tcp://127.0.0.1:1")
 
 
 def test_a_missing_engine_names_its_extra(tmp_path: Path, source: Path) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from embedkit import store as stored
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.engines import ENGINES, run_units
-from embedkit.serving.output import MANIFEST, JobFolder, read_sealed, verify_output
+from embedkit.serving.output import MANIFEST, JobFolder, read_sealed, verify_output, writing
 from embedkit.serving.plan import make_plan
 from embedkit.serving.sources import Source, open_source
 from embedkit.serving.summary import JobSummary, total_counts
@@ -139,7 +139,7 @@ def transform_dataset(
     if dry_run:
         return summarize(None, 0)
     settings = _settings(job, version, names)
-    with folder.lock():
+    with writing(folder), folder.lock():
         finished = _finished(folder, settings, units) if resume else None
         if finished is not None:
             folder.remove()

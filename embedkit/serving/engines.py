@@ -11,9 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from embedkit.errors import InputError, require
+from embedkit.serving.sources import first_line
 from embedkit.serving.units import Job, Unit, transform_unit
 
 ENGINES = ("plain", "dask")
+
+# The disk is the limit long before; every thread needs some 40 MB.
+_MAX_THREADS = 4
 
 
 def run_units(
@@ -30,7 +34,7 @@ def run_units(
     scheduler : str, optional
         Address of a Dask scheduler; by default a cluster starts on this machine.
     workers : int, optional
-        Threads, or processes of that cluster; the number of processors by default.
+        Threads (by default one per processor, at most 4), or processes of that cluster (one per processor).
 
     Yields
     ------
@@ -43,13 +47,12 @@ def run_units(
     MissingExtraError
         If dask.distributed is not installed.
     """
-    workers = workers or pa.cpu_count()
     if engine == "dask":
-        yield from _run_dask(job, units, scheduler, workers)
+        yield from _run_dask(job, units, scheduler, workers or pa.cpu_count())
     elif scheduler is not None:
         raise InputError(f'scheduler needs engine="dask", got {engine=} and {scheduler=}')
     else:
-        yield from _run_plain(job, units, workers)
+        yield from _run_plain(job, units, workers or min(_MAX_THREADS, pa.cpu_count()))
 
 
 def _run_plain(job: Job, units: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, dict[str, Any]]]:
@@ -80,7 +83,10 @@ def _run_dask(
                     n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
                 )
             )
-        client = stack.enter_context(distributed.Client(scheduler))
+        try:
+            client = stack.enter_context(distributed.Client(scheduler))
+        except (OSError, ValueError) as error:
+            raise InputError(f"there is no Dask scheduler at {scheduler}: {first_line(error)}") from error
         futures = client.map(transform_unit, [job] * len(units), units, pure=False)
         by_key = {future.key: unit for future, unit in zip(futures, units, strict=True)}
         try:

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedkit.errors import InputError, OutputError
+from embedkit.errors import EmbedkitError, InputError, OutputError
 from embedkit.layout import seal
 
 #: Name of the file that makes an output complete; readers of Parquet datasets skip names with an underscore.
@@ -212,6 +212,20 @@ class JobFolder:
 
     def _done_name(self) -> str:
         return f".{self.output.name}.done-"
+
+
+@contextmanager
+def writing(folder: JobFolder) -> Iterator[None]:
+    """Turn an error of the file system into an OutputError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EmbedkitError):
+            raise
+        raise OutputError(
+            f"cannot write to {folder.root}: {error.strerror or error}; "
+            "finished work is kept, make room and resume"
+        ) from error
 
 
 def verify_output(output: str | os.PathLike) -> list[str]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import pyarrow as pa
@@ -71,12 +72,14 @@ def make_plan(
         if name in wanted
     }
     kept = _kept_schema(infos, kept_names, key_types)
-    job = Job(source, output, digest, layout, compression, kept, key_types, {}, partition_by, unit_rows)
+    csv_types = {}
     if source.format == "csv":
-        first = infos[0].schema
-        read = read_columns(embedding_set, kept, partition_by)
-        csv_types = {name: first.field(name).type for name in read if name not in key_types}
-        job = Job(**{**vars(job), "csv_types": csv_types})
+        read = [name for name in read_columns(embedding_set, kept, partition_by) if name not in key_types]
+        csv_types = {name: infos[0].schema.field(name).type for name in read}
+    common = replace_fields(source, files=())
+    job = Job(
+        common, output, digest, layout, compression, kept, key_types, csv_types, partition_by, unit_rows
+    )
     _check_names(output_schema(embedding_set, kept, layout).names)
     return job, _units(infos, unit_rows)
 

@@ -108,8 +108,12 @@ def open_source(location: str | os.PathLike) -> Source:
 def fingerprint(source: Source, file: SourceFile, footer_size: int = 0) -> dict[str, object]:
     """Size and SHA-256 of the last bytes of a file (the whole footer): another file under its name shows."""
     length = min(file.size, max(_TAIL, footer_size + 8))
-    with source.system.open_input_file(file.path) as stream:
-        return {"size": file.size, "tail_sha256": sha256(stream.read_at(length, file.size - length))}
+    try:
+        with source.system.open_input_file(file.path) as stream:
+            tail = stream.read_at(length, file.size - length)
+    except OSError as error:
+        raise InputError(f"{file.path} cannot be read ({first_line(error)}): repair it") from error
+    return {"size": file.size, "tail_sha256": sha256(tail)}
 
 
 def read_footer(source: Source, file: SourceFile) -> tuple[pq.FileMetaData, pa.Schema]:

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from embedkit import store
 from embedkit.columns import EmbeddingTable
-from embedkit.errors import InputError, OutputError
+from embedkit.errors import InputError
 from embedkit.frames import numeric_block
-from embedkit.serving.output import JobFolder, PartFile
+from embedkit.serving.output import JobFolder, PartFile, writing
 from embedkit.serving.sources import NULL_KEY, Source, SourceFile, first_line, read_csv, read_parquet
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import MISSING, UNKNOWN
@@ -71,6 +71,7 @@ class Job:
     Attributes
     ----------
     source : Source
+        Without its files, which are many: every unit has its own.
     output : str
         Where the result is to appear.
     digest : str
@@ -122,28 +123,26 @@ def transform_unit(job: Job, unit: Unit) -> dict[str, Any]:
     schema = output_schema(embedding_set, job.kept, job.layout)
     options = _writer_options(job)
     parts: dict[str, PartFile] = {}
+    # Used again for every row group: flat memory, and no new pages to ask the system for.
+    space = np.empty(
+        (sum(table.embedding_dim for table in embedding_set.values()), ROW_GROUP_ROWS), np.float32
+    )
     counts = {feature: np.zeros(2, dtype=np.int64) for feature in embedding_set}
     rows = 0
     try:
-        for directory, place, table in _tables(job, unit, embedding_set):
-            columns = [_kept_column(table, field, place) for field in job.kept]
-            columns += _lookup(embedding_set, table, job.layout, counts, place)
-            if directory not in parts:
-                name = f"{directory}/part-{unit.index:06d}.parquet".lstrip("/")
-                parts[directory] = PartFile(folder.data, name, schema, options)
-            parts[directory].append(pa.Table.from_arrays(columns, schema=schema))
-            rows += table.num_rows
-        files = [parts[directory].close() for directory in sorted(parts)]
-        by_feature = {feature: [int(number) for number in pair] for feature, pair in counts.items()}
-        record = unit.identity | {"rows": rows, "files": files, "missing_and_unknown": by_feature}
-        folder.record(unit.index, record)
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"cannot write to {folder.root}: {error.strerror or error}; "
-            "finished work is kept, make room and resume"
-        ) from error
+        with writing(folder):
+            for directory, place, table in _tables(job, unit, embedding_set):
+                if directory not in parts:
+                    name = f"{directory}/part-{unit.index:06d}.parquet".lstrip("/")
+                    parts[directory] = PartFile(folder.data, name, schema, options)
+                columns = [_kept_column(table, field, place) for field in job.kept]
+                columns += _lookup(embedding_set, table, job.layout, counts, place, space)
+                parts[directory].append(pa.Table.from_arrays(columns, schema=schema))
+                rows += table.num_rows
+            files = [parts[directory].close() for directory in sorted(parts)]
+            by_feature = {feature: [int(number) for number in pair] for feature, pair in counts.items()}
+            record = unit.identity | {"rows": rows, "files": files, "missing_and_unknown": by_feature}
+            folder.record(unit.index, record)
     finally:
         for part in parts.values():
             part.discard()
@@ -276,15 +275,26 @@ def _kept_column(table: pa.Table, field: pa.Field, place: str) -> pa.ChunkedArra
 
 
 def _lookup(
-    embedding_set: EmbeddingSet, table: pa.Table, layout: str, counts: dict[str, np.ndarray], place: str
+    embedding_set: EmbeddingSet,
+    table: pa.Table,
+    layout: str,
+    counts: dict[str, np.ndarray],
+    place: str,
+    space: np.ndarray,
 ) -> list[pa.Array]:
-    """Columns of features of a table; adds its missing and unknown rows to `counts`."""
+    """Columns of features of a table; adds its missing and unknown rows to `counts`.
+
+    The vectors lie in `space`, of shape (sum of embedding_dim, ROW_GROUP_ROWS), until the next call.
+    """
     columns: list[pa.Array] = []
+    stop = 0
     try:
         for feature, part in embedding_set.items():
             codes = part.encode(table.column(feature))
             counts[feature] += [np.count_nonzero(codes == MISSING), np.count_nonzero(codes == UNKNOWN)]
-            columns += _wide(part, codes) if layout == "wide" else [_vector(part, codes)]
+            first, stop = stop, stop + part.embedding_dim
+            out = space[first:stop]
+            columns += _wide(part, codes, out) if layout == "wide" else [_vector(part, codes, out)]
         for numeric in embedding_set.numerics:
             columns += map(pa.array, numeric.transform(numeric_block(table, [numeric.feature])[:, 0]))
     except InputError as error:
@@ -292,17 +302,17 @@ def _lookup(
     return columns
 
 
-def _wide(part: EmbeddingTable, codes: np.ndarray) -> list[pa.Array]:
-    out = np.empty((part.embedding_dim, len(codes)), dtype=np.float32)
+def _wide(part: EmbeddingTable, codes: np.ndarray, out: np.ndarray) -> list[pa.Array]:
     for start in range(0, len(codes), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
+        block = codes[start : start + _BLOCK_ROWS]
         # The codes are valid by construction; "clip" spares numpy a buffer and a check.
-        out[:, rows] = part.vectors.take(codes[rows], axis=0, mode="clip").T
-    return [pa.array(values) for values in out]
+        out[:, start : start + len(block)] = part.vectors.take(block, axis=0, mode="clip").T
+    return [pa.array(values[: len(codes)]) for values in out]
 
 
-def _vector(part: EmbeddingTable, codes: np.ndarray) -> pa.Array:
-    values = part.vectors.take(codes, axis=0, mode="clip")
+def _vector(part: EmbeddingTable, codes: np.ndarray, out: np.ndarray) -> pa.Array:
+    values = out.reshape(-1, part.embedding_dim)[: len(codes)]
+    part.vectors.take(codes, axis=0, out=values, mode="clip")
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), part.embedding_dim)
 
 
