@@ -1,6 +1,6 @@
 """The network itself as a classifier and a regressor."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
@@ -10,6 +10,9 @@ from sklearn.utils.validation import check_is_fitted
 from embedkit.base import EntityEmbeddingBase
 from embedkit.errors import InputError, require
 from embedkit.frames import numeric_block
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class _NetworkMixin:
@@ -51,6 +54,51 @@ class _NetworkMixin:
         ):  # numpy would turn the numbers among them into text
             decoded = [part.astype(object) for part in decoded]
         return np.stack(decoded, axis=1)
+
+    def top_losses(self, X: Any, y: Any, k: int = 20) -> "pd.DataFrame":
+        """Find the rows that the network predicts worst.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            Columns as in `fit`.
+        y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
+            What is true of them.
+        k : int
+            How many rows at most.
+
+        Returns
+        -------
+        DataFrame
+            The worst first: ``row`` (position in X), ``loss`` (as in `history_`), ``target, prediction``,
+            ``probability_<class>`` of each class, then for each categorical column its value and
+            ``<column>_count``, the rows in `fit` behind its vector, and the numeric columns. Of several
+            targets each has its name after ``target``, ``prediction`` and ``probability``.
+        """
+        from embedkit.worst import top_losses
+
+        check_is_fitted(self)
+        return top_losses(self, X, y, k)
+
+    def category_losses(self, X: Any, y: Any) -> "pd.DataFrame":
+        """Find the categories that give the network trouble.
+
+        Parameters
+        ----------
+        X, y
+            As in `top_losses`.
+
+        Returns
+        -------
+        DataFrame
+            A row per feature and category in X: ``feature, category`` (as text), ``count`` (rows in `fit`
+            behind its vector), ``rows`` (in X), ``mean_loss, total_loss`` and ``excess_loss``, by which the
+            total is above that of as many average rows; the highest excess first.
+        """
+        from embedkit.worst import category_losses
+
+        check_is_fitted(self)
+        return category_losses(self, X, y)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
