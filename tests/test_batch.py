@@ -346,6 +346,7 @@ def test_an_existing_output_is_replaced_only_on_request(
     with pytest.raises(OutputError, match="out exists"):
         transform_dataset(make_set(1), source, tmp_path / "out", resume=True)
     assert tree(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     transform_dataset(make_set(1), source, tmp_path / "out", overwrite=True)
     assert tree(tmp_path / "out").keys() == before.keys()
     assert tree(tmp_path / "out") != before

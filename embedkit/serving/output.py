@@ -150,7 +150,11 @@ class JobFolder:
                 if not _is_at(file.fileno(), self.root / "lock"):
                     continue  # the other job has just finished and taken its folder away
                 self._tidy()
-                yield
+                try:
+                    yield
+                finally:
+                    if not self._job.exists() and _is_at(file.fileno(), self.root / "lock"):
+                        self.remove()  # nothing was begun
                 return
 
     def settings(self) -> dict[str, Any] | None:
