@@ -95,6 +95,18 @@ def test_frequent_categories_go_where_their_rows_say_and_rare_ones_stay():
     np.testing.assert_allclose(table[:, 0], counts / (counts + n * prior), atol=2e-3)
 
 
+def test_times_are_the_rates_taken():
+    optimizer = TableOptimizer([torch.zeros(2, 1)], [0.1])
+    codes = torch.tensor([[0], [1]], dtype=torch.int32)
+    for lr in (0.3, 0.6):  # gradients of 2: the rates are 0.3 / 2 and 0.6 / 2
+        optimizer.step(codes, torch.tensor([[2.0], [-2.0]]), lr)
+    np.testing.assert_allclose(optimizer.times, [0.45], rtol=1e-6)
+    state = optimizer.state()
+    optimizer.step(codes, torch.tensor([[2.0], [-2.0]]), 1.0)
+    optimizer.load_state(state)
+    np.testing.assert_allclose(optimizer.times, [0.45], rtol=1e-6)
+
+
 def test_a_step_far_too_long_halves_at_most():
     table = torch.tensor([[1.0], [8.0]])
     optimizer = TableOptimizer([table], [1e9])

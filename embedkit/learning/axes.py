@@ -97,7 +97,7 @@ def canonical_tables(
     counts : sequence of array of shape (num_embeddings,)
         Rows of the data with each code, not all zero.
     priors : sequence of float
-        As in `TableOptimizer`.
+        As in `TableOptimizer`, with what a training that ends early adds to them.
     noise : tensor of shape (n_heads,)
         Residual variances; see `row_losses`.
     generator : torch.Generator

@@ -12,6 +12,7 @@ per step; its logarithm is summed up and applied when a row is next looked up, w
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -41,6 +42,7 @@ class TableOptimizer:
         self.second_moments = torch.zeros(len(sizes), device=device)
         self.shrunk = torch.zeros(len(sizes), dtype=torch.float64, device=device)  # log factor so far
         self.applied = torch.zeros(sum(sizes), dtype=torch.float64, device=device)  # of it, per table row
+        self.times = [0.0] * len(sizes)  # sum of the rates taken so far: how far gradient flow has come
         self.num_steps = 0
 
     def catch_up(self, codes: torch.Tensor) -> None:
@@ -90,6 +92,7 @@ class TableOptimizer:
         self.second_moments.lerp_(moment, 1 - self.beta)
         unbiased = self.second_moments / (1 - self.beta**self.num_steps)
         rates = (lr / (unbiased.sqrt() + 1e-12)).tolist()
+        self.times = [time + rate for time, rate in zip(self.times, rates, strict=True)]
         # Past one half a step of the prior would overshoot; then it only halves.
         decays = [min(rate * prior, 0.5) for rate, prior in zip(rates, self.priors, strict=True)]
         for i, (table, column) in enumerate(zip(self.tables, columns, strict=True)):
@@ -99,20 +102,21 @@ class TableOptimizer:
         self.shrunk += self.shrunk.new_tensor([math.log1p(-decay) for decay in decays])
         self.applied[rows] = self.shrunk[:, None].expand(rows.shape)
 
-    def state(self) -> dict[str, torch.Tensor | int]:
+    def state(self) -> dict[str, Any]:
         """A copy of all that a step changes, the tables apart."""
         return {
             "second_moments": self.second_moments.clone(),
             "shrunk": self.shrunk.clone(),
             "applied": self.applied.clone(),
+            "times": self.times,
             "num_steps": self.num_steps,
         }
 
-    def load_state(self, state: dict[str, torch.Tensor | int]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Put back what `state` copied; a step that was cut short leaves nothing behind."""
         for scratch in (*self.sums, self.hits):
             scratch.zero_()
         self.second_moments.copy_(state["second_moments"])
         self.shrunk.copy_(state["shrunk"])
         self.applied.copy_(state["applied"])
-        self.num_steps = state["num_steps"]
+        self.times, self.num_steps = state["times"], state["num_steps"]
