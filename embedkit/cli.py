@@ -2,19 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import embedkit
 from embedkit import console
-from embedkit.console import Commands, Names, Number, Widths
+from embedkit.cli_options import NAMES, learning_options
+from embedkit.console import Commands, Number
 
 if TYPE_CHECKING:
     from embedkit.files import TrainingData
-
-NAMES = Names()
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -30,77 +28,6 @@ def main() -> None:
     # Threads of torch that wait for one another spin by default: beside other work on the machine, a training
     # of many small steps takes five times as long. torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def learning_options(command: Callable) -> Callable:
-    """Add the options that `fit` and `lr-find` share."""
-    options = [
-        click.argument("data", type=click.Path()),
-        click.option("--target", type=NAMES, required=True, help="Column to predict; or several: a,b."),
-        click.option(
-            "--columns", type=NAMES, default="", help="Columns to learn from.  [default: all others]"
-        ),
-        click.option("--drop", type=NAMES, default="", help="Columns to leave out: ids, leaks."),
-        click.option(
-            "--categorical",
-            "--categorical-features",
-            "categorical_features",
-            type=NAMES,
-            default="",
-            help="Integer ids and dates to take as categories; texts and booleans always are.",
-        ),
-        click.option("--weight", help="Column that says how many rows each row stands for."),
-        click.option("--skip-missing-target", is_flag=True, help="Leave out rows that lack a target."),
-        click.option(
-            "--task",
-            "--target-type",
-            "task",
-            type=click.Choice(["auto", "continuous", "binary", "multiclass"]),
-            default="auto",
-            show_default=True,
-            help="What the target is; auto takes numbers of more than 20 distinct values as continuous.",
-        ),
-        click.option(
-            "--embedding-dim",
-            type=Widths("auto"),
-            default="auto",
-            show_default=True,
-            help="Width of the vectors: a number, or Store=10,DayOfWeek=4.",
-        ),
-        click.option(
-            "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
-        ),
-        click.option("--max-categories", type=int, help="Most categories to keep of a column."),
-        click.option(
-            "--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."
-        ),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
-        click.option(
-            "--seed",
-            "random_state",
-            type=click.IntRange(0, 2**32 - 1),
-            default=0,
-            show_default=True,
-            help="Random seed.",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            expose_value=False,
-            callback=_use_threads,
-            help="CPU threads.",
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None) -> None:
-    # torch and Arrow read it when they are loaded, which no command has done yet.
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
@@ -190,21 +117,35 @@ def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any)
 @click.argument("store", type=click.Path())
 @click.argument("feature", required=False)
 @click.option("--neighbors", metavar="CATEGORY", help="List the categories nearest to this one.")
+@click.option("--worst", metavar="DATA", help="List the rows and categories of a file predicted worst.")
+@click.option("--target", type=NAMES, default="", help="Of --worst.  [default: what was learned]")
 @click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="How many neighbours.")
 @click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="How many rows.")
 @click.option("--version", help="Version of the set.  [default: the current one]")
 def inspect(
-    store: str, feature: str | None, neighbors: str | None, k: int, rows: int, version: str | None
+    store: str,
+    feature: str | None,
+    neighbors: str | None,
+    worst: str | None,
+    target: tuple,
+    k: int,
+    rows: int,
+    version: str | None,
 ) -> None:
     """Show what a stored set holds.
 
-    Given a FEATURE, show the rows of its table, or the categories nearest to one.
+    Given a FEATURE, show the rows of its table, or the categories nearest to one. Given --worst, show where
+    the stored network is wrong.
 
     \b
     Examples:
       embedkit inspect stores.embedkit
       embedkit inspect stores.embedkit Store --neighbors 262
+      embedkit inspect stores.embedkit --worst test.parquet --target Sales
     """
+    if worst is not None:
+        click.echo(console.worst(store, version, worst, target, rows))
+        return
     embedding_set = embedkit.EmbeddingSet.load(store, version)
     if feature is None:
         if neighbors is not None:
@@ -218,6 +159,69 @@ def inspect(
         click.echo(console.table_rows(table, rows))
     else:
         click.echo(console.neighbor_rows(table, neighbors, k))
+
+
+@main.command()
+@learning_options
+@click.option("--folds", "n_folds", type=click.IntRange(2), default=5, show_default=True, help="How many.")
+@click.option("--group", "groups", help="Column whose values are never on both sides of a fold.")
+@click.option("--time", help="Column to split by: folds are tested on later rows.")
+@click.option("--max-rows", type=click.IntRange(1), default=100_000, show_default=True, help="Sample size.")
+@click.option("--max-epochs", type=int, default=10, show_default=True, help="Passes over the data.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Parquet file of all scores to write.")
+def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any) -> None:
+    """Find out whether embeddings help here.
+
+    Compares encodings under KNN, Random Forest and LightGBM on DATA (CSV or Parquet), by cross-validation in
+    which every fold learns embeddings of its own, and says what to use.
+
+    \b
+    Example:
+      embedkit evaluate train.parquet --target Sales --categorical Store,DayOfWeek
+    """
+    from embedkit import files
+
+    if out:
+        files.check_writable(out)
+    if options["weight"]:
+        raise click.UsageError("evaluate takes all rows to be the same: leave out --weight")
+    keys = [options[name] for name in ("groups", "time") if options[name]]
+    options["columns"] = (*options["columns"], *keys) if options["columns"] else ()
+    rows = _read_rows(data, options)
+    found = embedkit.evaluate(
+        rows.X, rows.y, target_type=task, progress=console.on_terminal(quiet), **options
+    )
+    if out:
+        found.scores.to_parquet(out, index=False)
+    click.echo(str(found))
+
+
+@main.command()
+@click.argument("old", type=click.Path())
+@click.argument("new", type=click.Path())
+@click.option("--old-version", help="Version of OLD.  [default: the current one]")
+@click.option("--new-version", help="Version of NEW.  [default: the current one]")
+@click.option(
+    "--rows", type=click.IntRange(1), default=10, show_default=True, help="Rows per feature and change."
+)
+@click.option("--out", type=click.Path(dir_okay=False), help="Parquet file of all rows to write.")
+def drift(old: str, new: str, old_version: str, new_version: str, rows: int, out: str | None) -> None:
+    """Show what changed between two stored sets.
+
+    OLD and NEW may be two versions of one set. Lists categories added, gone, and moved the most.
+
+    \b
+    Example:
+      embedkit drift stores.embedkit stores.embedkit --old-version v000001
+    """
+    from embedkit import files
+
+    if out:
+        files.check_writable(out)
+    found = embedkit.drift(old, new, old_version=old_version, new_version=new_version)
+    if out:
+        found.to_parquet(out, index=False)
+    click.echo(console.drift_summary(found, rows))
 
 
 @main.command()

@@ -12,6 +12,8 @@ import click
 from embedkit.errors import EmbedkitError, InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from embedkit.base import EntityEmbeddingBase
     from embedkit.columns import EmbeddingTable
     from embedkit.learning.lr_finder import LRFinderResult
@@ -200,9 +202,45 @@ def finder_summary(result: "LRFinderResult") -> str:
     return "\n".join(lines)
 
 
+def worst(store: str, version: str | None, data: str, target: Sequence[str], limit: int) -> str:
+    """The rows of a file that a stored network predicts worst, and the categories behind them."""
+    from embedkit import files
+    from embedkit.predictors import load_predictor
+
+    predictor = load_predictor(store, version)
+    names = [head["name"] for head in predictor.embeddings_.metadata["heads"]]
+    rows = files.read_training(
+        data, target or names, columns=predictor.embeddings_.metadata["feature_names_in"]
+    )
+    lines = ["Rows with the highest loss:", _frame(predictor.top_losses(rows.X, rows.y, limit))]
+    lines += ["Categories that cost the most above the average:"]
+    return "\n".join([*lines, _frame(predictor.category_losses(rows.X, rows.y).head(limit))])
+
+
+def drift_summary(changes: "pd.DataFrame", limit: int) -> str:
+    """How many categories were added, are gone and were kept, and those that moved the most."""
+    lines = []
+    for feature, rows in changes.groupby("feature", sort=False):
+        count = {change: int((rows["change"] == change).sum()) for change in ("added", "gone", "kept")}
+        kept = rows[rows["change"] == "kept"]
+        lines.append(
+            f"{feature}: {count['added']:,} added, {count['gone']:,} gone, {count['kept']:,} kept"
+            + (f", moved by {kept['moved'].median():.3g} of the spread (median)" if len(kept) else "")
+        )
+        shown = rows[(rows["change"] != "kept") | (rows["distance"] > 0)].groupby("change").head(limit)
+        if len(shown):
+            lines.append(_frame(shown.drop(columns="feature")))
+    return "\n".join(lines)
+
+
 def on_terminal(quiet: bool) -> bool:
     """Whether to show a progress bar."""
     return not quiet and sys.stderr.isatty()
+
+
+def _frame(frame: "pd.DataFrame") -> str:
+    text = frame.to_string(index=False, na_rep="", float_format=lambda number: f"{number:.4g}")
+    return textwrap.indent(text, "  ")
 
 
 def _count(count: float) -> str:

@@ -1,5 +1,6 @@
 """The network itself as a classifier and a regressor."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,8 +8,9 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from embedkit import store
 from embedkit.base import EntityEmbeddingBase
-from embedkit.errors import InputError, require
+from embedkit.errors import InputError, StoreError, require
 from embedkit.frames import numeric_block
 
 if TYPE_CHECKING:
@@ -158,3 +160,23 @@ class EntityEmbeddingRegressor(_NetworkMixin, RegressorMixin, EntityEmbeddingBas
                 f"a regressor cannot learn target_type {self.target_type!r}: use EntityEmbeddingClassifier"
             )
         return "continuous"
+
+
+def load_predictor(
+    path: str | os.PathLike, version: str | None = None
+) -> EntityEmbeddingClassifier | EntityEmbeddingRegressor:
+    """Load a stored classifier or regressor, whichever it is.
+
+    Raises
+    ------
+    StoreError
+        If the set holds neither, or is damaged.
+    """
+    version = store.current_version(path) if version is None else version
+    found = store.load(path, version).metadata.get("estimator", "embeddings only")
+    for kind in (EntityEmbeddingClassifier, EntityEmbeddingRegressor):
+        if kind.__name__ == found:
+            return kind.load(path, version)
+    raise StoreError(
+        f"{os.fspath(path)} holds {found}, which predicts nothing: store a classifier or regressor"
+    )

@@ -65,7 +65,7 @@ class Verdict:
             return f"{self.subject}: {self.ours} beat {self.rival}, {numbers} ({self.probability:.1%} sure)"
         if self.outcome == "worse":
             return (
-                f"{self.subject}: {self.rival} beats {self.ours}, {numbers} ({1 - self.probability:.1%} sure)"
+                f"{self.subject}: {self.rival} beat {self.ours}, {numbers} ({1 - self.probability:.1%} sure)"
             )
         return (
             f"{self.subject}: too close to call between {self.ours} and {self.rival}, {numbers} "

@@ -31,6 +31,7 @@ LAYERS = [
     ["evaluation", "verdict", "advice", "files"],
     ["demo"],
     ["console"],
+    ["cli_options"],
     ["cli"],
     ["__main__"],
 ]
