@@ -94,6 +94,7 @@ class PartFile:
     def close(self) -> dict[str, Any]:
         """Give the file its name; return path, size, SHA-256 and number of rows."""
         self._writer.close()
+        self._writer = None  # it holds this file, and a cycle would keep its buffers until some collection
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self._path)
@@ -109,6 +110,7 @@ class PartFile:
         with suppress(OSError, pa.ArrowException):
             if self._writer is not None:
                 self._writer.close()
+        self._writer = None
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 

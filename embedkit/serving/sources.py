@@ -174,7 +174,10 @@ def read_parquet(
         ) as parquet:
             for group in row_groups:
                 place = f"{file.path}, row group {group}"
-                for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns)):
+                # Units run side by side: more threads in each of them would only take more memory.
+                for batch in parquet.iter_batches(
+                    rows, row_groups=[group], columns=list(columns), use_threads=False
+                ):
                     batch.validate(full=True)
                     yield place, batch.select(columns)
     except _READ_ERRORS as error:
