@@ -93,6 +93,7 @@ def measure(
     run: Callable[..., None], source: Path, output: Path, options: dict[str, Any]
 ) -> tuple[float, float]:
     """Do `measured` in a new process, and throw the output away."""
+    shutil.rmtree(output, ignore_errors=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         result = pool.submit(measured, run, source, output, options).result()
     shutil.rmtree(output)
