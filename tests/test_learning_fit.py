@@ -168,6 +168,7 @@ def test_the_same_seed_stores_the_same_bytes_in_another_process(tmp_path, monkey
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    torch.manual_seed(1)  # which must not matter
     exec(PROGRAM, {})
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path / "there", check=True)
     stored = []

@@ -21,7 +21,7 @@ def make_trainer(n=60, *, seed=0, unknown_fraction=0.1, weights=None, classes=Fa
     torch.manual_seed(seed)
     rng = np.random.default_rng(0)
     codes = rng.integers(2, 8, (n, 1)).astype(np.int32)
-    targets = (codes > 4).astype("f4") if classes else (codes - 4.5).astype("f4")
+    targets = (codes > 4).astype("f4") if classes else ((codes - 4.5) / 2).astype("f4")
     rows = make_rows(
         codes, rng.normal(size=(n, 1)).astype("f4"), targets, np.ones(n) if weights is None else weights
     )
@@ -105,6 +105,17 @@ def test_a_short_training_predicts_what_it_learned():
     history = train(trainer, lambda step: 0.05, 8)
     assert history.epochs[-1]["train_loss"] < 0.4
     assert trainer.evaluate(trainer.rows)[1] > 0.95
+
+
+def test_batch_norm_keeps_what_it_sees_without_dropout_at_the_end():
+    trainer = make_trainer(64)
+    train(trainer, lambda step: 0.05, 2)
+    linear, norm = trainer.network.layers[:2]
+    with torch.no_grad():
+        inputs = torch.cat([trainer.network.lookup(trainer.epoch.codes), trainer.epoch.numeric], dim=1)
+        units = linear(inputs)
+    torch.testing.assert_close(norm.running_mean, units.mean(dim=0))
+    torch.testing.assert_close(norm.running_var, units.var(dim=0))
 
 
 def test_evaluation_by_hand():
