@@ -193,8 +193,8 @@ def _split(
         labels, counts = np.unique(y, return_counts=True)
         if counts.min() < n_folds:
             raise InputError(
-                f"class {labels[counts.argmin()]!r} has {counts.min()} row(s), {n_folds} folds need as many: "
-                "drop the class or ask for fewer folds"
+                f"class {str(labels[counts.argmin()])!r} has {counts.min()} row(s), {n_folds} folds need as "
+                "many: drop the class or ask for fewer folds"
             )
     folds = KFold if whole.kind == "regression" else StratifiedKFold
     return list(folds(n_folds, shuffle=True, random_state=random_state).split(X, y))

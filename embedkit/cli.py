@@ -167,6 +167,8 @@ def inspect(
 @click.option("--group", "groups", help="Column whose values are never on both sides of a fold.")
 @click.option("--time", help="Column to split by: folds are tested on later rows.")
 @click.option("--max-rows", type=click.IntRange(1), default=100_000, show_default=True, help="Sample size.")
+@click.option("--models", type=NAMES, default="knn,forest,lightgbm", show_default=True, help="To compare.")
+@click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
 @click.option("--max-epochs", type=int, default=10, show_default=True, help="Passes over the data.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Parquet file of all scores to write.")
 def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: kinds of options, errors in one line, and what is printed."""
 
 import errno
+import os
 import shlex
 import sys
 import textwrap
@@ -231,6 +232,11 @@ def drift_summary(changes: "pd.DataFrame", limit: int) -> str:
         if len(shown):
             lines.append(_frame(shown.drop(columns="feature")))
     return "\n".join(lines)
+
+
+def threads() -> int:
+    """How many threads models may use: what --threads has left in the environment, or all."""
+    return int(os.environ.get("OMP_NUM_THREADS", -1))
 
 
 def on_terminal(quiet: bool) -> bool:

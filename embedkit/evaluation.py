@@ -256,7 +256,9 @@ def macro_auc(y: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> 
     columns = dict(zip(classes, probabilities.T, strict=True))
     present = np.unique(y)
     if len(present) < 2:
-        raise InputError(f"all {len(y)} rows to be judged on are of class {present[0]!r}: give more rows")
+        raise InputError(
+            f"all {len(y)} rows to be judged on are of class {str(present[0])!r}: give more rows"
+        )
     areas = [roc_auc_score(y == label, columns[label]) if label in columns else 0.5 for label in present]
     return float(np.mean(areas[-1:] if len(classes) == 2 else areas))
 
@@ -271,7 +273,7 @@ def _rival(encoding: str, kind: str, random_state: int) -> Any:
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
     if encoding == "ordinal":
-        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2)
     if encoding == "onehot":
         return OneHotEncoder(handle_unknown="ignore", dtype=np.float32)
     if encoding == "target":
@@ -297,9 +299,12 @@ def _native(problem: Problem) -> Encoded:
 
 
 def _as_text(frame: pd.DataFrame, categorical: Sequence[str]) -> pd.DataFrame:
-    """Categories as strings, so that every encoder takes every type; missing is a category of its own."""
+    """Categories that are no numbers as strings, so that every encoder takes every type; missing is one."""
     frame = frame.copy()
     for name in categorical:
         column = frame[name]
-        frame[name] = column.astype(object).astype(str).where(column.notna(), "(missing)").astype(object)
+        if pd.api.types.is_numeric_dtype(column):  # stays as it is: codes in the order of the numbers
+            frame[name] = column.astype(np.float64)
+        else:
+            frame[name] = column.astype(object).astype(str).where(column.notna(), "(missing)").astype(object)
     return frame

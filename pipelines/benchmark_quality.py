@@ -62,7 +62,8 @@ def load(task: Mapping[str, Any], folder: Path) -> Problem:
     if how == "time":
         table = table.sort_values(column, kind="stable")
         cut = round(len(table) * (1 - TEST_SHARE))
-        train, test = table.iloc[:cut], table.iloc[cut:]
+        # In order of time neighbouring rows are alike, which misleads CatBoost's ordered statistics.
+        train, test = table.iloc[:cut].sample(frac=1, random_state=0), table.iloc[cut:]
     elif how == "group":
         splitter = GroupShuffleSplit(1, test_size=TEST_SHARE, random_state=0)
         ((left, right),) = splitter.split(table, groups=table[column])
@@ -109,7 +110,11 @@ def run_task(task: Mapping[str, Any], folder: Path, seeds: int, threads: int) ->
 
 
 def catboost_record(problem: Problem, seed: int, threads: int) -> tuple[Any, ...]:
-    """CatBoost with its defaults, categories its own way."""
+    """CatBoost with its defaults but for one: its own method, ordered boosting, for all sizes.
+
+    By default it turns to plain boosting from 50,000 rows on, which can fail where test rows come later: R2
+    -0.2 instead of 0.45 on a set of visits to restaurants.
+    """
     import catboost
 
     kind = catboost.CatBoostRegressor if problem.kind == "regression" else catboost.CatBoostClassifier
@@ -119,6 +124,7 @@ def catboost_record(problem: Problem, seed: int, threads: int) -> tuple[Any, ...
         verbose=False,
         allow_writing_files=False,
         cat_features=problem.categorical,
+        boosting_type="Ordered",
     )
     train, test = problem.X_train.copy(), problem.X_test.copy()
     for frame in (train, test):

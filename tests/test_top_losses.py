@@ -1,11 +1,22 @@
 """Where the network is wrong: rows, and categories by their support."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from sklearn.metrics import log_loss
 
-from embedkit import EntityEmbeddingClassifier, EntityEmbeddingRegressor, InputError
+from embedkit import (
+    EntityEmbeddingClassifier,
+    EntityEmbeddingEncoder,
+    EntityEmbeddingRegressor,
+    InputError,
+    StoreError,
+)
+from embedkit.cli import main
+from embedkit.predictors import load_predictor
 
 FAST = {"hidden_layer_sizes": (16,), "max_epochs": 6, "max_lr": 0.02, "random_state": 0}
 
@@ -101,3 +112,25 @@ def test_what_does_not_fit_is_refused(
         regressor.top_losses(rows, np.where(np.arange(400) == 7, np.nan, 1.0))
     with pytest.raises(InputError, match="has the class 'huge' in row 0, which was not learned"):
         classifier.category_losses(rows[:1], ["huge"])
+
+
+def test_inspect_worst_lists_rows_and_categories(
+    classifier: EntityEmbeddingClassifier, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "s.embedkit")
+    truth = np.where(rows["city"] == "Rome", "low", "mid")
+    rows.assign(y=truth, other=1).to_parquet(tmp_path / "rows.parquet")
+    arguments = ["inspect", tmp_path / "s.embedkit", "--worst", tmp_path / "rows.parquet", "--target", "y"]
+    done = CliRunner().invoke(main, [str(argument) for argument in [*arguments, "--rows", 3]])
+    assert done.exit_code == 0, done.output
+    worst = classifier.top_losses(rows, truth, k=3)
+    listed = done.stdout.split("Categories")[0].splitlines()[2:]
+    assert [int(line.split()[0]) for line in listed] == worst["row"].tolist()
+    assert "probability_low" in done.stdout
+    assert "excess_loss" in done.stdout
+
+
+def test_a_stored_encoder_predicts_nothing(rows: pd.DataFrame, tmp_path: Path) -> None:
+    EntityEmbeddingEncoder(**FAST).fit(rows, rows["area"]).save(tmp_path / "s")
+    with pytest.raises(StoreError, match="holds EntityEmbeddingEncoder, which predicts nothing"):
+        load_predictor(tmp_path / "s")
