@@ -13,7 +13,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python pipelines/quickstart.py --out demo
+	OMP_WAIT_POLICY=passive $(BIN)/python pipelines/quickstart.py --out demo
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

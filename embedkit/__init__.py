@@ -21,6 +21,7 @@ _PUBLIC = {
     "StoreNotFoundError": "errors",
     "drift": "changes",
     "evaluate": "advice",
+    "transform_dataset": "serving.batch",
     "verify": "store",
 }
 

@@ -43,7 +43,7 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
 @learning_options
 @click.option("--out", required=True, type=click.Path(), help="Stored set to write, NAME.embedkit by custom.")
 @click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
-@click.option("--max-epochs", type=int, default=10, show_default=True, help="Passes over the data.")
+@click.option("--max-epochs", type=int, default=15, show_default=True, help="Passes over the data.")
 @click.option(
     "--schedule",
     type=click.Choice(["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]),
@@ -87,7 +87,7 @@ def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
 @learning_options
 @click.option("--start-lr", type=float, default=1e-7, show_default=True, help="First rate.")
 @click.option("--end-lr", type=float, default=10.0, show_default=True, help="Last rate.")
-@click.option("--num-iter", type=int, default=100, show_default=True, help="Steps.")
+@click.option("--num-iter", type=int, default=200, show_default=True, help="Steps.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Picture to write, a PNG.")
 def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any) -> None:
     """Find the learning rate by a range test.
@@ -169,7 +169,7 @@ def inspect(
 @click.option("--max-rows", type=click.IntRange(1), default=100_000, show_default=True, help="Sample size.")
 @click.option("--models", type=NAMES, default="knn,forest,lightgbm", show_default=True, help="To compare.")
 @click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
-@click.option("--max-epochs", type=int, default=10, show_default=True, help="Passes over the data.")
+@click.option("--max-epochs", type=int, default=15, show_default=True, help="Passes over the data.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Parquet file of all scores to write.")
 def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any) -> None:
     """Find out whether embeddings help here.
@@ -272,7 +272,7 @@ def export(store: str, format: str, out: str, features: tuple, dialect: str, ver
 @click.argument("input", type=click.Path(), required=False)
 @click.argument("output", type=click.Path(), required=False)
 @click.option(
-    "--job", type=click.Path(), help="TOML file with these settings; what is given here goes first."
+    "--config", type=click.Path(), help="TOML file with these settings; what is given here goes first."
 )
 @click.option("--columns", type=NAMES, help="Columns of the input to keep.  [default: all]")
 @click.option("--replace", is_flag=True, default=None, help="Leave out the columns that were looked up.")
@@ -287,10 +287,11 @@ def export(store: str, format: str, out: str, features: tuple, dialect: str, ver
 @click.option("--dry-run", is_flag=True, default=None, help="Only say what would be done.")
 @click.option("--engine", type=click.Choice(["plain", "dask"]), help="What runs the job.")
 @click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster.")
-@click.option("--workers", type=click.IntRange(1), help="Processes at a time.")
+@click.option("--workers", type=click.IntRange(1), help="Threads of the plain engine, processes of Dask.")
+@click.option("--unit-rows", type=click.IntRange(1), help="About how many rows a unit of work has.")
 @click.option("--version", help="Version of the set.  [default: the current one]")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress.")
-def transform(job: str | None, quiet: bool, **settings: Any) -> None:
+def transform(config: str | None, quiet: bool, **settings: Any) -> None:
     """Look up the vectors of all rows.
 
     INPUT is a CSV or Parquet file, a directory of these, or a pattern; OUTPUT becomes a Parquet dataset.
@@ -303,11 +304,11 @@ def transform(job: str | None, quiet: bool, **settings: Any) -> None:
     from embedkit.serving.config import load_job
 
     given = {name: value for name, value in settings.items() if value is not None}
-    settings = {"progress": console.on_terminal(quiet)} | (load_job(job) if job else {}) | given
+    settings = {"progress": console.on_terminal(quiet)} | (load_job(config) if config else {}) | given
     missing = [name for name in ("store", "input", "output") if name not in settings]
     if missing:
         raise click.UsageError(
-            f"Missing {' '.join(missing).upper()}: give all three, or a --job that has them"
+            f"Missing {' '.join(missing).upper()}: give all three, or a --config that has them"
         )
     summary = transform_dataset(**settings)
     if not quiet:

@@ -43,7 +43,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Fraction of hidden units, and of elements of the vectors, that a training step leaves out.
     unknown_fraction : float, default=0.03
         Fraction of values that a training step replaces by unknown, which trains its vector.
-    shrinkage : float, default=0.05
+    shrinkage : float, default=0.1
         Strength of the prior that draws vectors to zero: as strong as ``shrinkage * cardinality`` rows of
         evidence. A category with few rows stays near zero, one with many goes where they carry it.
     min_reliability : float, default=0.5
@@ -59,7 +59,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         like.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto" makes 128 to 256 steps an epoch, within 32 and 1,024 rows.
-    max_epochs : int, default=10
+    max_epochs : int, default=15
         Passes over the data.
     early_stopping : bool, default=False
         Hold out rows, stop when the network gets no better on them, and keep the best weights.

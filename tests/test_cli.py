@@ -301,12 +301,12 @@ def test_transform_takes_its_settings_from_a_job_file(
 ) -> None:
     job, out = tmp_path / "job.toml", tmp_path / "features"
     job.write_text(f"store = '{stored}'\ninput = '{parquet_file}'\noutput = '{out}'\ncolumns = ['sales']\n")
-    assert "dry run" in run("transform", "--job", job, "--dry-run").stdout
+    assert "dry run" in run("transform", "--config", job, "--dry-run").stdout
     assert not out.exists()
-    run("transform", "--job", job, "--layout", "vector", "-q")
+    run("transform", "--config", job, "--layout", "vector", "-q")
     names = ["sales", "shop_embedding", "town_embedding", "open_embedding", "distance"]
     assert ds.dataset(out).schema.names == names
-    assert "exists" in error_line("transform", "--job", job)
+    assert "exists" in error_line("transform", "--config", job)
     assert "Missing INPUT OUTPUT" in run("transform", stored, code=2).stderr
 
 

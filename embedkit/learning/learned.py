@@ -26,14 +26,14 @@ class Settings:
     dropout: float = 0.1
     embedding_dropout: float = 0.2
     unknown_fraction: float = 0.03
-    shrinkage: float = 0.05
+    shrinkage: float = 0.1
     min_reliability: float = 0.5
     weight_decay: float = 0.01
-    max_lr: float | str = 0.01
+    max_lr: float | str = "auto"
     schedule: str = "one_cycle"
     schedule_options: Mapping[str, float] = field(default_factory=dict)
     batch_size: int | str = "auto"
-    max_epochs: int = 10
+    max_epochs: int = 15
     early_stopping: bool = False
     validation_fraction: float = 0.1
     n_iter_no_change: int = 5
