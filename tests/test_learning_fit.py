@@ -31,7 +31,7 @@ def finder_that_suggests(rate):
 
 @pytest.mark.parametrize(
     ("suggestion", "used"),
-    [(0.007, 0.007), (1e-6, learning.AUTO_LR_BOUNDS[0]), (2.0, learning.AUTO_LR_BOUNDS[1])],
+    [(0.002, 0.002), (1e-6, learning.AUTO_LR_BOUNDS[0]), (2.0, learning.AUTO_LR_BOUNDS[1])],
 )
 def test_an_automatic_rate_is_the_suggestion_within_bounds(sales, monkeypatch, suggestion, used):
     monkeypatch.setattr(learning, "find_lr", finder_that_suggests(suggestion))

@@ -102,20 +102,32 @@ def test_training_learns_and_calls_the_schedule_for_every_step():
 def test_a_short_training_predicts_what_it_learned():
     """Batch norm's running statistics would still be near their start after so few steps."""
     trainer = make_trainer(classes=True)
-    history = train(trainer, lambda step: 0.05, 8)
+    history = train(trainer, lambda step: 0.02, 8)
     assert history.epochs[-1]["train_loss"] < 0.4
     assert trainer.evaluate(trainer.rows)[1] > 0.95
 
 
-def test_batch_norm_keeps_what_it_sees_without_dropout_at_the_end():
+def test_batch_norm_keeps_what_it_sees_at_the_end():
     trainer = make_trainer(64)
-    train(trainer, lambda step: 0.05, 2)
+    trainer.network.embedding_dropout.p = 0.0
+    train(trainer, lambda step: 0.02, 2)
     linear, norm = trainer.network.layers[:2]
     with torch.no_grad():
         inputs = torch.cat([trainer.network.lookup(trainer.epoch.codes), trainer.epoch.numeric], dim=1)
         units = linear(inputs)
     torch.testing.assert_close(norm.running_mean, units.mean(dim=0))
     torch.testing.assert_close(norm.running_var, units.var(dim=0))
+
+
+def test_batch_norm_is_measured_with_dropout():
+    trainer = make_trainer(64)
+    train(trainer, lambda step: 0.02, 2)
+    variances = []
+    for p in (0.0, 0.8):
+        trainer.network.embedding_dropout.p = p
+        trainer.measure_batch_norm()
+        variances.append(trainer.network.layers[1].running_var.sum().item())
+    assert variances[1] > 1.05 * variances[0]
 
 
 def test_evaluation_by_hand():

@@ -25,7 +25,7 @@ from embedkit.learning.training import Trainer, train
 from embedkit.vocabulary import UNKNOWN, Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
-AUTO_LR_BOUNDS = (2e-3, 2e-2)
+AUTO_LR_BOUNDS = (1.5e-3, 3e-3)
 AUTO_LR_ITERATIONS = 200
 
 

@@ -18,6 +18,9 @@ from embedkit.learning.targets import Head
 from embedkit.vocabulary import UNKNOWN
 
 MAX_RESTARTS = 3
+# Step of the tables for one of the layers. Long tables need large steps to get where their prior wants them
+# within a training; the layers do best with small ones.
+TABLE_RATE = 4.0
 EVALUATION_BATCH = 16_384
 
 
@@ -103,7 +106,7 @@ class Trainer:
         loss.backward()
         self.layers.param_groups[0]["lr"] = lr
         self.layers.step()
-        self.tables.step(batch.codes, embedded.grad, lr)
+        self.tables.step(batch.codes, embedded.grad, TABLE_RATE * lr)
         with torch.no_grad():
             errors = squared_errors(self.heads, outputs, batch.targets)
             self.noise.lerp_((errors * weights[:, None]).mean(dim=0), 0.01).clamp_(min=MIN_NOISE, max=1.0)
@@ -120,16 +123,16 @@ class Trainer:
         return all(bool(part.isfinite().all()) for part in self.network.parameters())
 
     def measure_batch_norm(self) -> None:
-        """Take batch norm's mean and variance from one large batch, without dropout.
+        """Take batch norm's mean and variance from one large batch, with dropout as in training.
 
-        Averages over the steps would trail behind the weights, in a short training by far.
+        Averages over the steps would trail behind the weights, in a short training by far. Without dropout
+        the variance would be too small, and the layers would get larger inputs than they were trained on.
         """
         batch = (self.epoch or self.rows).take(slice(0, EVALUATION_BATCH))
         self.tables.catch_up_all()
-        self.network.eval()
-        for layer in self.network.layers:
-            layer.train(isinstance(layer, torch.nn.BatchNorm1d))
-        with torch.no_grad():
+        self.network.train()
+        devices = [batch.codes.device] if batch.codes.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):  # a look at the network changes no random state
             self.network(self.network.lookup(batch.codes), batch.numeric)
 
     def evaluate(self, rows: Rows) -> tuple[float, float | None]:
