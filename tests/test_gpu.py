@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingRegressor
-from embedkit.learning.fit import choose_device
+from embedkit.learning.prepare import choose_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -10,6 +10,7 @@ import torch
 
 from embedkit import EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
 from embedkit.learning import fit as learning
+from embedkit.learning import prepare
 from embedkit.learning.lr_finder import LRFinderResult
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 3, "max_lr": 0.01, "random_state": 0}
@@ -24,22 +25,20 @@ def sales():
     return X, shop * 10.0 + area
 
 
-def finder_that_suggests(rate):
+def test_an_automatic_rate_is_the_suggestion(sales, monkeypatch):
     curve = np.ones(3)
-    return lambda *_, **__: LRFinderResult(curve, curve, curve, None, {}, rate, True, "because")
-
-
-@pytest.mark.parametrize(
-    ("suggestion", "used"),
-    [(0.002, 0.002), (1e-6, learning.AUTO_LR_BOUNDS[0]), (2.0, learning.AUTO_LR_BOUNDS[1])],
-)
-def test_an_automatic_rate_is_the_suggestion_within_bounds(sales, monkeypatch, suggestion, used):
-    monkeypatch.setattr(learning, "find_lr", finder_that_suggests(suggestion))
+    found = LRFinderResult(curve, curve, curve, None, {}, 0.0023, True, "because")
+    monkeypatch.setattr(learning, "find_lr", lambda *_, **__: found)
     encoder = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(*sales)
-    assert encoder.max_lr_ == used
-    assert encoder.lr_finder_.suggestion == suggestion
+    assert encoder.max_lr_ == found.suggestion
     lrs = encoder._learned.history.lrs
-    assert max(lrs) == pytest.approx(used, rel=0.02)  # the peak is between two steps
+    assert max(lrs) == pytest.approx(found.suggestion, rel=0.02)  # the peak is between two steps
+
+
+def test_the_suggestion_for_a_fit_stays_within_bounds(sales):
+    result = EntityEmbeddingEncoder(**FAST).find_lr(*sales, fallback=3.0)
+    low, high = learning.AUTO_LR_BOUNDS
+    assert low <= result.suggestion <= high
 
 
 def test_the_finder_leaves_no_trace_in_the_training(sales):
@@ -134,23 +133,23 @@ def test_early_stopping_reports_the_watched_rows(sales):
 
 
 def test_batch_size_and_device():
-    assert [learning.choose_batch_size("auto", n) for n in (2, 128 * 32, 128 * 64, 10**7)] == [
+    assert [prepare.choose_batch_size("auto", n) for n in (2, 128 * 32, 128 * 64, 10**7)] == [
         32,
         32,
         64,
         1024,
     ]
-    assert learning.choose_batch_size(7, 10**7) == 7
-    assert learning.choose_device("cpu").type == "cpu"
+    assert prepare.choose_batch_size(7, 10**7) == 7
+    assert prepare.choose_device("cpu").type == "cpu"
     with pytest.raises(InputError, match="'abacus'"):
-        learning.choose_device("abacus")
+        prepare.choose_device("abacus")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named():
-    assert learning.choose_device("auto").type == "cpu"
+    assert prepare.choose_device("auto").type == "cpu"
     with pytest.raises(InputError, match="torch finds no GPU"):
-        learning.choose_device("cuda")
+        prepare.choose_device("cuda")
 
 
 PROGRAM = """

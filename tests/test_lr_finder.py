@@ -360,6 +360,16 @@ def test_the_rule_is_the_callers_choice(rule: str) -> None:
     assert result.suggestion == result.suggestions[rule]
 
 
+def test_the_suggestion_is_held_within_bounds() -> None:
+    free = find_lr(Scripted(good_loss)).suggestion
+    low, high = free * 2, free / 2
+    assert find_lr(Scripted(good_loss), bounds=(low, 10.0)).suggestion == low
+    held = find_lr(Scripted(good_loss), bounds=(0.0, high))
+    assert held.suggestion == high
+    assert f"valley is at {free:.2g}, held to {high:.2g}" in held.reason
+    assert "held" not in find_lr(Scripted(good_loss), bounds=(high, low)).reason
+
+
 def noisy(lr_to_loss: Callable[[float], float], scale: float, seed: int = 0) -> Callable[[float], float]:
     rng = np.random.default_rng(seed)
     return lambda lr: lr_to_loss(lr) + float(rng.normal(scale=scale))

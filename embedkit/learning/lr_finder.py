@@ -78,6 +78,7 @@ def find_lr(
     smoothing: float = 0.98,
     rule: str = "valley",
     fallback: float = FALLBACK_LR,
+    bounds: tuple[float, float] = (0.0, np.inf),
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> LRFinderResult:
     """Raise the rate exponentially from step to step, record the loss, restore everything.
@@ -102,6 +103,8 @@ def find_lr(
         Whose rate is the suggestion, "valley" by default.
     fallback : float, default=1e-3
         What `LRFinderResult.suggestion` is when the curve is not reliable.
+    bounds : (float, float), default=no bounds
+        The suggestion is held within them; `LRFinderResult.reason` says so where it had to be.
     progress : callable, optional
         Wraps the iterable of iterations, as ``tqdm`` does.
 
@@ -155,6 +158,7 @@ def find_lr(
         diverged=diverged,
         rule=rule,
         fallback=fallback,
+        bounds=bounds,
     )
 
 
@@ -336,6 +340,7 @@ def _read_curve(
     diverged: bool,
     rule: str,
     fallback: float,
+    bounds: tuple[float, float],
 ) -> LRFinderResult:
     reliable, reason = judge_curve(losses, diverged)
     suggestions = {}
@@ -353,7 +358,10 @@ def _read_curve(
         }
     elif reliable:
         reliable, reason = False, f"only {len(lrs)} steps before the loss diverges: raise num_iter"
-    suggestion = suggestions[rule] if reliable else fallback
+    found = suggestions[rule] if reliable else fallback
+    suggestion = float(np.clip(found, *bounds))
+    if suggestion != found:
+        reason += f"; {rule} is at {found:.2g}, held to {suggestion:.2g}"
     return LRFinderResult(lrs, losses, smoothed, accuracies, suggestions, suggestion, reliable, reason)
 
 

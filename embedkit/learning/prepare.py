@@ -1,0 +1,122 @@
+"""From a table to a trainer: vocabularies, codes, network and optimizers, ready for the first step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from embedkit.errors import InputError
+from embedkit.frames import Roles, numeric_block
+from embedkit.learning.data import Rows, hold_out, make_rows
+from embedkit.learning.learned import NetworkShape, Settings
+from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims
+from embedkit.learning.numeric import NumericInputs
+from embedkit.learning.targets import Head
+from embedkit.learning.training import Trainer
+from embedkit.vocabulary import UNKNOWN, Vocabulary
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A trainer and what was decided on the way to it."""
+
+    vocabularies: tuple[Vocabulary, ...]
+    inputs: NumericInputs
+    heads: tuple[Head, ...]
+    counts: tuple[np.ndarray, ...]
+    priors: tuple[float, ...]
+    trainer: Trainer
+    watch: Rows | None
+    generator: torch.Generator
+
+
+def prepare(
+    table: pa.Table,
+    roles: Roles,
+    heads: Sequence[Head],
+    y: np.ndarray,
+    sample_weight: np.ndarray | None,
+    settings: Settings,
+) -> Preparation:
+    """Vocabularies, codes, network and optimizers, ready for the first step."""
+    weights = np.ones(table.num_rows) if sample_weight is None else sample_weight
+    vocabularies = tuple(
+        Vocabulary.fit(
+            table[name],
+            name,
+            min_frequency=settings.min_frequency,
+            max_categories=settings.max_categories,
+            sample_weight=sample_weight,
+        )
+        for name in roles.categorical
+    )
+    codes = np.empty((table.num_rows, len(vocabularies)), dtype=np.int32)
+    for i, vocabulary in enumerate(vocabularies):
+        codes[:, i] = vocabulary.encode(table[vocabulary.feature])
+    block = numeric_block(table, roles.numeric)
+    inputs = NumericInputs.fit(block, roles.numeric, weights)
+    targets = np.empty((table.num_rows, len(heads)), dtype=np.float32)
+    present = weights > 0
+    for i, head in enumerate(heads):
+        targets[present, i] = head.encode(y[present, i])
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    device = choose_device(settings.device)
+    rows = make_rows(codes, inputs.transform(block), targets, weights).to(device)
+    watch = None
+    if settings.early_stopping:
+        rows, watch = hold_out(rows, settings.validation_fraction, generator)
+    total = float(weights.sum())
+    sizes = [vocabulary.num_embeddings for vocabulary in vocabularies]
+    shape = NetworkShape(
+        num_embeddings=tuple(sizes),
+        embedding_dims=embedding_dims(roles.categorical, sizes, settings.embedding_dim),
+        n_numeric=inputs.width,
+        hidden_layer_sizes=tuple(settings.hidden_layer_sizes),
+        n_outputs=sum(head.n_outputs for head in heads),
+    )
+    network = EntityEmbeddingNetwork(shape, settings.dropout, settings.embedding_dropout).to(device)
+    priors = tuple(float(settings.shrinkage) * vocabulary.cardinality / total for vocabulary in vocabularies)
+    trainer = Trainer(
+        network,
+        heads,
+        rows,
+        priors=priors,
+        batch_size=choose_batch_size(settings.batch_size, len(rows)),
+        weight_decay=settings.weight_decay,
+        unknown_fraction=settings.unknown_fraction,
+        generator=generator,
+    )
+    counts = tuple(_trained_counts(vocabulary, total, settings) for vocabulary in vocabularies)
+    return Preparation(vocabularies, inputs, tuple(heads), counts, priors, trainer, watch, generator)
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is the GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device must be 'auto' or a torch device such as 'cpu', got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r} was asked for, but torch finds no GPU: use 'auto' or 'cpu'")
+    return chosen
+
+
+def choose_batch_size(batch_size: int | str, n_rows: int) -> int:
+    """ "auto" is a power of two that makes 128 to 256 steps an epoch, within 32 and 1,024."""
+    if batch_size == "auto":
+        return int(np.clip(2 ** int(math.log2(max(n_rows / 128, 1))), 32, 1024))
+    return int(batch_size)
+
+
+def _trained_counts(vocabulary: Vocabulary, total: float, settings: Settings) -> np.ndarray:
+    """Counts of the vocabulary, where unknown also counts the values that are replaced by it in an epoch."""
+    counts = vocabulary.counts.astype(np.float64)
+    counts[UNKNOWN] += round(settings.unknown_fraction * total)
+    whole = vocabulary.counts.dtype == np.int64
+    return counts.astype(np.int64) if whole else counts
