@@ -1,4 +1,4 @@
-"""The nightly pipeline runs, learns again when too much is unknown, and what it leaves behind is sound."""
+"""The nightly pipeline runs, extends what it has learned, and what it leaves behind is sound."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
+import pytest
 
 from embedkit import EmbeddingSet, store
 from embedkit.serving.batch import verify_output
@@ -33,18 +34,25 @@ def write_flights(path: Path) -> None:
     flights.to_csv(path, index=False)
 
 
-def test_batch_features(tmp_path: Path) -> None:
-    write_flights(tmp_path / "flights.csv")
-    command = [sys.executable, ROOT / "pipelines" / "batch_features.py", "--folder", tmp_path / "out"]
-    command += ["--data", tmp_path / "flights.csv", "--first-months", "2", "--epochs", "1"]
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Folder and output of a run through the four months, two of them to learn from."""
+    folder = tmp_path_factory.mktemp("nights")
+    write_flights(folder / "flights.csv")
+    command = [sys.executable, ROOT / "pipelines" / "batch_features.py", "--folder", folder / "out"]
+    command += ["--data", folder / "flights.csv", "--first-months", "2", "--epochs", "1"]
+    command += ["--max-unknown", "70%"]
     run = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
+    return folder / "out", run.stdout.splitlines()
+
+
+def test_batch_features(lived: tuple[Path, list[str]]) -> None:
+    folder, lines = lived
     assert lines[0] == "v000001: learned from 2 months"
     assert lines[1].startswith("month=03: 100 rows with v000001, most unknown: tailnum ")
-    assert lines[2] == "v000002: learned again from 3 months"
-    assert lines[3] == "month=04: 100 rows with v000002, most unknown: hour 0.00%"
-    folder = tmp_path / "out"
+    assert lines[2] == "v000002: extended by what is new in month=03"
+    assert lines[3:] == ["month=04: 100 rows with v000002, most unknown: hour 0.00%"]
     assert store.verify(folder / "flights.embedkit") == []
     for month, version in (("03", "v000001"), ("04", "v000002")):
         output = folder / "features" / f"month={month}"
@@ -53,3 +61,15 @@ def test_batch_features(tmp_path: Path) -> None:
         embedding_set = EmbeddingSet.load(folder / "flights.embedkit", version)
         found = ds.dataset(output).to_table().select(list(embedding_set.feature_names_out))
         np.testing.assert_array_equal(found.to_pandas().to_numpy(), embedding_set.transform(rows))
+
+
+def test_what_was_learned_before_stays_as_it_is(lived: tuple[Path, list[str]]) -> None:
+    old, new = (EmbeddingSet.load(lived[0] / "flights.embedkit", f"v00000{i}") for i in (1, 2))
+    assert old["tailnum"].categories.to_pylist() == ["N0", "N1", "N2", "N3", "N4"]
+    assert new["tailnum"].categories.to_pylist() == [f"N{i}" for i in range(8)]
+    assert len({new["tailnum"].vector(f"N{i}").tobytes() for i in (5, 6, 7)}) == 3
+    assert old.feature_names_out == new.feature_names_out
+    for feature, table in old.items():
+        kept = new[feature].vectors.take(new[feature].encode(table.categories), axis=0)
+        np.testing.assert_array_equal(kept, table.vectors[2:])
+        np.testing.assert_array_equal(new[feature].vectors[:2], table.vectors[:2])
