@@ -237,31 +237,36 @@ def drift(old: str, new: str, old_version: str, new_version: str, rows: int, out
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Directory to write to.")
 @click.option("--features", type=NAMES, default="", help="Which features.  [default: all]")
+@click.option("--version", help="Version of the set.  [default: the current one]")
 @click.option(
     "--dialect",
     type=click.Choice(["duckdb", "postgres", "spark"]),
-    default="duckdb",
-    show_default=True,
-    help="Database, for --format sql.",
+    help="Database, for --format sql.  [default: duckdb]",
 )
-@click.option("--version", help="Version of the set.  [default: the current one]")
-def export(store: str, format: str, out: str, features: tuple, dialect: str, version: str | None) -> None:
+@click.option("--source", help="Table to look up, for --format sql.  [default: rows]")
+@click.option("--keep", type=NAMES, help="Columns of it to put before the vectors.")
+@click.option("--location", help="Where the database finds the files.  [default: where it is started]")
+def export(store: str, format: str, out: str, features: tuple, version: str | None, **sql: Any) -> None:
     """Write the tables as plain files.
 
     There is one file per feature: kind (missing, unknown, category), category, count, vector.
 
     \b
-    Example:
+    Examples:
       embedkit export stores.embedkit --format csv --out tables
+      embedkit export stores.embedkit --format sql --out tables --source sales --keep id,date
     """
     from embedkit.serving.export import export_tables
     from embedkit.serving.sql import export_sql
 
+    given = {name: value for name, value in sql.items() if value is not None}
+    if given and format != "sql":
+        raise click.UsageError(f"--{next(iter(given))} is for --format sql, got --format {format}")
     embedding_set = embedkit.EmbeddingSet.load(store, version)
     if features:
         embedding_set = embedding_set.subset(features)
     if format == "sql":
-        paths = export_sql(embedding_set, out, dialect=dialect)
+        paths = export_sql(embedding_set, out, **{"dialect": "duckdb"} | given)
     else:
         paths = export_tables(embedding_set, out, format=format)
     click.echo("\n".join(map(str, paths)))
@@ -278,6 +283,7 @@ def export(store: str, format: str, out: str, features: tuple, dialect: str, ver
 @click.option("--replace", is_flag=True, default=None, help="Leave out the columns that were looked up.")
 @click.option("--layout", type=click.Choice(["wide", "vector"]), help="Columns, or a vector per feature.")
 @click.option("--partition-by", type=NAMES, help="Columns that name the directories of the output.")
+@click.option("--no-partitions", is_flag=True, help="No such directories, also where the input has them.")
 @click.option(
     "--compression", type=click.Choice(["none", "snappy", "lz4", "zstd"]), help="Of the Parquet files."
 )
@@ -290,11 +296,12 @@ def export(store: str, format: str, out: str, features: tuple, dialect: str, ver
 @click.option("--workers", type=click.IntRange(1), help="Threads of the plain engine, processes of Dask.")
 @click.option("--unit-rows", type=click.IntRange(1), help="About how many rows a unit of work has.")
 @click.option("--version", help="Version of the set.  [default: the current one]")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress.")
-def transform(config: str | None, quiet: bool, **settings: Any) -> None:
+@click.option("-q", "--quiet", is_flag=True, default=None, help="Print nothing but errors, no progress.")
+def transform(config: str | None, no_partitions: bool, **settings: Any) -> None:
     """Look up the vectors of all rows.
 
-    INPUT is a CSV or Parquet file, a directory of these, or a pattern; OUTPUT becomes a Parquet dataset.
+    INPUT is a CSV or Parquet file, a directory of these, or a pattern; OUTPUT becomes a Parquet dataset. In
+    the file of --config, names have underscores, lists are lists, and no partitions are partition_by = [].
 
     \b
     Example:
@@ -304,13 +311,16 @@ def transform(config: str | None, quiet: bool, **settings: Any) -> None:
     from embedkit.serving.config import load_job
 
     given = {name: value for name, value in settings.items() if value is not None}
-    settings = {"progress": console.on_terminal(quiet)} | (load_job(config) if config else {}) | given
+    if no_partitions and given.setdefault("partition_by", ()):
+        raise click.UsageError("give --partition-by or --no-partitions, not both")
+    settings = (load_job(config) if config else {}) | given
+    quiet = settings.pop("quiet", False)
     missing = [name for name in ("store", "input", "output") if name not in settings]
     if missing:
         raise click.UsageError(
             f"Missing {' '.join(missing).upper()}: give all three, or a --config that has them"
         )
-    summary = transform_dataset(**settings)
+    summary = transform_dataset(**{"progress": console.on_terminal(quiet)} | settings)
     if not quiet:
         click.echo(str(summary))
 

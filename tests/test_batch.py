@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from batch_data import features, make_rows, make_set, reference, tree, write_dataset
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedkit import store
+from embedkit.cli import transform as transform_command
 from embedkit.errors import InputError, OutputError
 from embedkit.serving import engines
 from embedkit.serving.batch import transform_dataset, verify_output
@@ -390,6 +393,7 @@ def test_too_many_unknown_values_fail_the_job_before_it_commits(
         ({"engine": "ray"}, r"engine must be one of \('plain', 'dask'\), got 'ray'"),
         ({"compression": "gzip"}, "compression must be one of"),
         ({"columns": "id"}, r"columns must be a list of names, got 'id': write \['id'\]"),
+        ({"columns": [1]}, r"columns must be a list of names, got \[1\]$"),
         ({"columns": ["idd"]}, r"columns names \['idd'\], which .*0.parquet lacks \(did you mean 'id'\?\)"),
         ({"partition_by": ["dya"]}, r"0.parquet lacks column\(s\) \['dya'\] \(did you mean 'day'\?\)"),
         ({"max_unknown": "5 percent"}, r"max_unknown must be a fraction .* got '5 percent'"),
@@ -456,9 +460,45 @@ def test_job_files(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) ->
         InputError, match=r"unknown key\(s\) \['max-unknown'\] \(did you mean 'max_unknown'\?\)"
     ):
         load_job(job)
+    for line in ('resume = "no"', "workers = true", 'unit_rows = "9"', "store = 3", "quiet = 1"):
+        job.write_text(line)
+        with pytest.raises(InputError, match=rf"job\.toml: {line.split()[0]} must be .*, got "):
+            load_job(job)
+    job.write_text("max_unknown = 0\nquiet = true\npartition_by = []\ndry_run = true\n")
+    assert load_job(job) == {"max_unknown": 0, "quiet": True, "partition_by": [], "dry_run": True}
     job.write_text("columns = [\n")
     with pytest.raises(InputError, match=r"job\.toml cannot be read as TOML"):
         load_job(job)
+
+
+def test_every_option_of_the_command_can_be_in_a_job_file(tmp_path: Path) -> None:
+    names = {parameter.name for parameter in transform_command.params} - {"config", "no_partitions"}
+    (tmp_path / "job.toml").write_text("nothing = 1")
+    with pytest.raises(InputError) as caught:
+        load_job(tmp_path / "job.toml")
+    assert names <= set(re.findall(r"'(\w+)'", str(caught.value).partition("expected")[2]))
+
+
+def test_the_command_can_give_up_directories(
+    tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    embedding_set.save(tmp_path / "store")
+    ds.write_dataset(
+        rows.slice(0, 50), tmp_path / "in", format="parquet", partitioning=["day"], partitioning_flavor="hive"
+    )
+    arguments = [tmp_path / "store", tmp_path / "in", tmp_path / "out", "--columns", "id,day"]
+    job = tmp_path / "job.toml"
+    job.write_text("partition_by = []\noverwrite = true\nquiet = true\n")
+    for options in (["--no-partitions"], ["--config", job], ["--config", job, "--no-partitions"]):
+        result = CliRunner().invoke(transform_command, list(map(str, [*arguments, *options])))
+        assert result.exit_code == 0, result.output
+        assert (result.output == "") == ("--config" in options)
+        assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+        assert read(tmp_path / "out").column_names == ["id", "day", *embedding_set.feature_names_out]
+    options = ["--partition-by", "id", "--no-partitions", "--overwrite"]
+    result = CliRunner().invoke(transform_command, list(map(str, [*arguments, *options])))
+    assert result.exit_code == 2
+    assert "not both" in result.output
 
 
 def test_verify_output_finds_every_change(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:

@@ -18,7 +18,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from batch_data import features, make_rows, make_set
+from click.testing import CliRunner
 
+from embedkit.cli import main
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.batch import transform_dataset
 from embedkit.serving.sql import export_sql, join_query
@@ -101,6 +103,21 @@ def join_duckdb(embedding_set: EmbeddingSet, rows: pa.Table, folder: Path) -> np
 def test_duckdb_gives_the_same_bits(tmp_path: Path) -> None:
     embedding_set, rows = make_set(), make_rows(5_000)
     same_bits(join_duckdb(embedding_set, rows, tmp_path), embedding_set.transform(rows))
+
+
+def test_the_command_takes_all_that_the_join_needs(tmp_path: Path) -> None:
+    make_set().save(tmp_path / "store")
+    command = ["export", tmp_path / "store", "--format", "sql", "--out", tmp_path / "command"]
+    options = ["--source", "my rows", "--keep", "id,day", "--location", "s3://bucket", "--dialect", "spark"]
+    result = CliRunner().invoke(main, list(map(str, [*command, *options])))
+    assert result.exit_code == 0, result.output
+    given = {"source": "my rows", "keep": ["id", "day"], "location": "s3://bucket", "dialect": "spark"}
+    expected = export_sql(make_set(), tmp_path / "library", **given)
+    for path in expected:
+        assert (tmp_path / "command" / path.name).read_bytes() == path.read_bytes()
+    result = CliRunner().invoke(main, [*map(str, command[:2]), "--out", "x", "--source", "rows"])
+    assert result.exit_code == 2
+    assert "--source is for --format sql, got --format parquet" in result.output
 
 
 def test_duckdb_gives_the_same_bits_for_odd_data(

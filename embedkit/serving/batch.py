@@ -186,8 +186,9 @@ def _check_settings(
         if value not in known:
             raise InputError(f"{name} must be one of {known}, got {value!r}")
     for name, names in {"columns": columns, "partition_by": partition_by}.items():
-        if isinstance(names, str):
-            raise InputError(f"{name} must be a list of names, got {names!r}: write [{names!r}]")
+        if isinstance(names, str) or not all(isinstance(item, str) for item in names or ()):
+            hint = f": write [{names!r}]" if isinstance(names, str) else ""
+            raise InputError(f"{name} must be a list of names, got {names!r}{hint}")
     for name, number in {"workers": workers, "unit_rows": unit_rows}.items():
         if number is not None and not (isinstance(number, int) and number >= 1):
             raise InputError(f"{name} must be a whole number >= 1, got {number!r}")
