@@ -1,0 +1,133 @@
+"""Settings of batch jobs: from Python, from the command line and from a file; what is refused."""
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from batch_data import make_rows, make_set, write_dataset
+from click.testing import CliRunner
+
+from embedkit.cli import transform as transform_command
+from embedkit.errors import InputError, OutputError
+from embedkit.serving.batch import transform_dataset
+from embedkit.serving.config import load_job
+from embedkit.tables import EmbeddingSet
+
+
+@pytest.fixture(scope="module")
+def embedding_set() -> EmbeddingSet:
+    return make_set()
+
+
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    return make_rows(2_000)
+
+
+@pytest.fixture
+def source(tmp_path: Path, rows: pa.Table) -> Path:
+    return write_dataset(tmp_path / "in", rows)
+
+
+def read(output: Path) -> pa.Table:
+    return ds.dataset(output, partitioning=None).to_table()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"layout": "long"}, r"layout must be one of \('wide', 'vector'\), got 'long'"),
+        ({"engine": "ray"}, r"engine must be one of \('plain', 'dask'\), got 'ray'"),
+        ({"compression": "gzip"}, "compression must be one of"),
+        ({"columns": "id"}, r"columns must be a list of names, got 'id': write \['id'\]"),
+        ({"columns": [1]}, r"columns must be a list of names, got \[1\]$"),
+        ({"columns": ["idd"]}, r"columns names \['idd'\], which .*0.parquet lacks \(did you mean 'id'\?\)"),
+        ({"partition_by": ["dya"]}, r"0.parquet lacks column\(s\) \['dya'\] \(did you mean 'day'\?\)"),
+        ({"max_unknown": "5 percent"}, r"max_unknown must be a fraction .* got '5 percent'"),
+        ({"max_unknown": 5}, "max_unknown must be a fraction"),
+        ({"workers": 0}, "workers must be a whole number >= 1, got 0"),
+        ({"version": "v000001"}, "version is for a store on disk"),
+        ({"scheduler": "tcp://127.0.0.1:1"}, 'scheduler needs engine="dask"'),
+    ],
+)
+def test_settings_are_checked(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, kwargs: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        transform_dataset(embedding_set, source, tmp_path / "out", **kwargs)
+
+
+def test_unusable_inputs_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    (source / "more.csv").write_text("a\n1\n")
+    with pytest.raises(InputError, match=r"5 file\(s\) of format \['csv', 'parquet'\]"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
+        transform_dataset(embedding_set, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(InputError, match=r"0 file\(s\)"):
+        transform_dataset(embedding_set, source / "*.orc", tmp_path / "out")
+    with pytest.raises(InputError, match=r"output .*in holds the input"):
+        transform_dataset(embedding_set, source / "*.parquet", source, overwrite=True)
+    with pytest.raises(InputError, match="output must be on a file system where files can be renamed"):
+        transform_dataset(embedding_set, source / "*.parquet", "s3://bucket/out")
+
+
+def test_an_unwritable_output_is_one_error(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write to .*file/\.out\.partial: Not a directory"):
+        transform_dataset(embedding_set, source, tmp_path / "file" / "out")
+
+
+def test_job_files(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'input = "{source}"\noutput = "{tmp_path / "out"}"\n'
+        'columns = ["id"]\nmax_unknown = "50%"\nworkers = 1\n'
+    )
+    transform_dataset(embedding_set, **load_job(job))
+    assert read(tmp_path / "out").column_names == ["id", *embedding_set.feature_names_out]
+    job.write_text("max-unknown = 0.5\n")
+    with pytest.raises(
+        InputError, match=r"unknown key\(s\) \['max-unknown'\] \(did you mean 'max_unknown'\?\)"
+    ):
+        load_job(job)
+    for line in ('resume = "no"', "workers = true", 'unit_rows = "9"', "store = 3", "quiet = 1"):
+        job.write_text(line)
+        with pytest.raises(InputError, match=rf"job\.toml: {line.split()[0]} must be .*, got "):
+            load_job(job)
+    job.write_text("max_unknown = 0\nquiet = true\npartition_by = []\ndry_run = true\n")
+    assert load_job(job) == {"max_unknown": 0, "quiet": True, "partition_by": [], "dry_run": True}
+    job.write_text("columns = [\n")
+    with pytest.raises(InputError, match=r"job\.toml cannot be read as TOML"):
+        load_job(job)
+
+
+def test_every_option_of_the_command_can_be_in_a_job_file(tmp_path: Path) -> None:
+    names = {parameter.name for parameter in transform_command.params} - {"config", "no_partitions"}
+    (tmp_path / "job.toml").write_text("nothing = 1")
+    with pytest.raises(InputError) as caught:
+        load_job(tmp_path / "job.toml")
+    assert names <= set(re.findall(r"'(\w+)'", str(caught.value).partition("expected")[2]))
+
+
+def test_the_command_can_give_up_directories(
+    tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    embedding_set.save(tmp_path / "store")
+    ds.write_dataset(
+        rows.slice(0, 50), tmp_path / "in", format="parquet", partitioning=["day"], partitioning_flavor="hive"
+    )
+    arguments = [tmp_path / "store", tmp_path / "in", tmp_path / "out", "--columns", "id,day"]
+    job = tmp_path / "job.toml"
+    job.write_text("partition_by = []\noverwrite = true\nquiet = true\n")
+    for options in (["--no-partitions"], ["--config", job], ["--config", job, "--no-partitions"]):
+        result = CliRunner().invoke(transform_command, list(map(str, [*arguments, *options])))
+        assert result.exit_code == 0, result.output
+        assert (result.output == "") == ("--config" in options)
+        assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+        assert read(tmp_path / "out").column_names == ["id", "day", *embedding_set.feature_names_out]
+    options = ["--partition-by", "id", "--no-partitions", "--overwrite"]
+    result = CliRunner().invoke(transform_command, list(map(str, [*arguments, *options])))
+    assert result.exit_code == 2
+    assert "not both" in result.output
