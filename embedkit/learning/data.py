@@ -8,6 +8,7 @@ import torch
 
 from embedkit.errors import InputError
 from embedkit.learning.numeric import MAX_SORTED_ROWS
+from embedkit.vocabulary import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,28 @@ class Rows:
         """The rows on another device."""
         parts = (self.codes, self.numeric, self.targets, self.weights)
         return Rows(*(part.to(device) for part in parts))
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.codes.device
+
+    def shuffled(self, generator: torch.Generator, unknown_fraction: float, batch_size: int) -> "Rows":
+        """The rows of an epoch: in random order, a fraction of their values replaced by unknown.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+        unknown_fraction : float
+            Fraction of values.
+        batch_size : int
+            Rows that will be taken at a time, from the first on.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        drawn = torch.rand(self.codes.shape, generator=generator)
+        epoch = self.take(order.to(self.device))
+        epoch.codes.masked_fill_((drawn < unknown_fraction).to(self.device), UNKNOWN)
+        return epoch
 
     def batches(self, batch_size: int) -> Iterator["Rows"]:
         """All rows in order, in batches."""

@@ -15,7 +15,6 @@ from embedkit.learning.losses import MIN_NOISE, accuracy, row_losses, squared_er
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.optimizer import TableOptimizer
 from embedkit.learning.targets import Head
-from embedkit.vocabulary import UNKNOWN
 
 MAX_RESTARTS = 3
 # Step of the tables for one of the layers. Long tables need large steps to get where their prior wants them
@@ -69,9 +68,10 @@ class Trainer:
         self.layers = torch.optim.AdamW(
             network.layers.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
-        self.noise = torch.ones(len(heads), device=rows.codes.device)  # residual variance of each target
+        self.noise = torch.ones(len(heads), device=rows.device)  # residual variance of each target
         self.mean_weight = rows.weights.mean()
         self.epoch: Rows | None = None
+        self.drawn_from: torch.Tensor | None = None  # state of the generator before the epoch was drawn
         self.position = 0
 
     @property
@@ -82,15 +82,16 @@ class Trainer:
     def next_batch(self) -> Rows:
         """The next rows of a random order that is drawn anew for every epoch."""
         if self.epoch is None or self.position == self.steps_per_epoch:
-            device = self.rows.codes.device
-            order = torch.randperm(len(self.rows), generator=self.generator)
-            drawn = torch.rand(self.rows.codes.shape, generator=self.generator)
-            self.epoch = self.rows.take(order.to(device))
-            self.epoch.codes.masked_fill_((drawn < self.unknown_fraction).to(device), UNKNOWN)
+            self.draw_epoch()
             self.position = 0
         start = self.position * self.batch_size
         self.position += 1
         return self.epoch.take(slice(start, start + self.batch_size))
+
+    def draw_epoch(self) -> None:
+        """Draw the order of an epoch's rows; `drawn_from` is all it takes to draw the same again."""
+        self.drawn_from = self.generator.get_state()
+        self.epoch = self.rows.shuffled(self.generator, self.unknown_fraction, self.batch_size)
 
     def advance(self, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One step at a rate; loss and accuracy of the batch, left on the device."""
@@ -151,7 +152,7 @@ class Trainer:
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of all that a step changes, random states included."""
-        cuda = self.rows.codes.is_cuda
+        cuda = self.rows.device.type == "cuda"
         return {
             "network": copy.deepcopy(self.network.state_dict()),
             "layers": copy.deepcopy(self.layers.state_dict()),
@@ -159,8 +160,9 @@ class Trainer:
             "noise": self.noise.clone(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.rows.codes.device) if cuda else None,
+            "cuda": torch.cuda.get_rng_state(self.rows.device) if cuda else None,
             "epoch": self.epoch,  # never changed in place once drawn
+            "drawn_from": self.drawn_from,
             "position": self.position,
         }
 
@@ -173,8 +175,9 @@ class Trainer:
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch"])
         if snapshot["cuda"] is not None:
-            torch.cuda.set_rng_state(snapshot["cuda"], self.rows.codes.device)
-        self.epoch, self.position = snapshot["epoch"], snapshot["position"]
+            torch.cuda.set_rng_state(snapshot["cuda"], self.rows.device)
+        self.epoch, self.drawn_from = snapshot["epoch"], snapshot["drawn_from"]
+        self.position = snapshot["position"]
 
 
 def train(
