@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import as_numpy, to_column, type_family
+from embedkit.frames import as_numpy, from_numpy, to_column, type_family
 from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_KINDS = ["missing", "unknown"]
+# As an array that is made without pandas, which pa.array would import.
+_KINDS = pa.Array.from_buffers(
+    pa.string(), 3, [None, pa.py_buffer(np.int32([0, 7, 14, 22])), pa.py_buffer(b"missingunknowncategory")]
+)
 _FEATURE_KEY = b"embedkit.feature"
 
 
@@ -176,14 +178,13 @@ class EmbeddingTable:
         Rows are in the order of their codes; ``category`` is null in the first two. The feature's name is in
         the metadata of the schema, under ``embedkit.feature``.
         """
-        cardinality = self.vocabulary.cardinality
         columns = {
-            "kind": pa.array(_KINDS + ["category"] * cardinality),
+            "kind": _kinds(self.num_embeddings),
             "category": pa.concat_arrays([pa.nulls(FIRST, self.categories.type), self.categories]),
-            "count": pa.array(self.counts),
+            "count": from_numpy(self.counts),
         }
         for name, values in zip(self.feature_names_out, self.vectors.T, strict=True):
-            columns[name] = pa.array(np.ascontiguousarray(values))
+            columns[name] = from_numpy(np.ascontiguousarray(values))
         return pa.table(columns, metadata={_FEATURE_KEY: self.feature.encode()})
 
     @classmethod
@@ -210,10 +211,7 @@ class EmbeddingTable:
         if table.column_names[:3] != ["kind", "category", "count"]:
             raise InputError(f"expected columns kind, category, count, found {table.column_names[:3]}")
         kinds = table["kind"]
-        if kinds[:FIRST].to_pylist() != _KINDS or pc.unique(kinds[FIRST:]).to_pylist() not in (
-            [],
-            ["category"],
-        ):
+        if len(kinds) < FIRST or not kinds.combine_chunks().equals(_kinds(len(kinds))):
             raise InputError(f"rows of {feature!r} must be of kind missing, unknown, then category")
         category, count, *columns = (column.combine_chunks() for column in table.columns[1:])
         if category[:FIRST].null_count != FIRST or count.null_count:
@@ -227,6 +225,11 @@ class EmbeddingTable:
         if tuple(table.column_names[3:]) != result.feature_names_out:
             raise InputError(f"vectors of {feature!r} must be in columns {result.feature_names_out}")
         return result
+
+
+def _kinds(num_embeddings: int) -> pa.Array:
+    """What each row of a table stands for."""
+    return _KINDS.take(from_numpy(np.arange(num_embeddings).clip(max=FIRST)))
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,12 @@ def as_numpy(array: pa.Array, null: float = 0) -> np.ndarray:
     return np.where(is_null(array), null, numbers) if array.null_count else numbers
 
 
+def from_numpy(values: np.ndarray) -> pa.Array:
+    """Numbers as Arrow, in the same memory; ``pa.array`` would import pandas. Values lie side by side."""
+    dtype = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values)])
+
+
 def is_null(array: pa.Array) -> np.ndarray:
     """Where an array is null, as bool of the same length."""
     return np.from_dlpack(array.is_null().cast(pa.uint8())).view(np.bool_)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit.errors import InputError
-from embedkit.frames import as_numpy, is_null, type_family
+from embedkit.frames import as_numpy, from_numpy, is_null, type_family
 
 #: Code of a missing value.
 MISSING = 0
@@ -229,7 +229,7 @@ def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Arr
     rows = np.concatenate([as_numpy(chunk.indices.cast(pa.int32()), null=len(values)) for chunk in chunks])
     if len(values) > len(rows):  # a few rows of a large category: only their values are worth looking up
         used, rows = np.unique(rows, return_inverse=True)
-        values = values.take(pa.array(used, mask=used == len(values)))
+        values = values.take(from_numpy(used[used < len(values)]))  # null comes last, and stays behind them
     return values, rows
 
 

@@ -3,6 +3,8 @@
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -413,6 +415,18 @@ def test_verify_output_finds_every_change(tmp_path: Path, source: Path, embeddin
     (out / "_manifest.json").write_bytes((out / "_manifest.json").read_bytes().replace(b"wide", b"Wide"))
     with pytest.raises(InputError, match=r"no sound _manifest\.json"):
         verify_output(out)
+
+
+def test_a_job_does_without_pandas(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    embedding_set.save(tmp_path / "store")
+    code = (
+        "import sys\nfrom embedkit.serving.batch import transform_dataset\n"
+        "transform_dataset(*sys.argv[1:], layout='vector', compression='zstd')\n"
+        "print([name for name in ('pandas', 'torch', 'sklearn') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "store", source, tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert run.stdout == "[]\n", run.stderr
 
 
 def test_progress_shows_rows(

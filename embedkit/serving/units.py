@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from embedkit import store
 from embedkit.columns import EmbeddingTable
 from embedkit.errors import InputError
-from embedkit.frames import numeric_block
+from embedkit.frames import from_numpy, numeric_block
 from embedkit.serving.output import JobFolder, PartFile, writing
 from embedkit.serving.sources import NULL_KEY, Source, SourceFile, first_line, read_csv, read_parquet
 from embedkit.tables import EmbeddingSet
@@ -296,7 +296,7 @@ def _lookup(
             out = space[first:stop]
             columns += _wide(part, codes, out) if layout == "wide" else [_vector(part, codes, out)]
         for numeric in embedding_set.numerics:
-            columns += map(pa.array, numeric.transform(numeric_block(table, [numeric.feature])[:, 0]))
+            columns += map(from_numpy, numeric.transform(numeric_block(table, [numeric.feature])[:, 0]))
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     return columns
@@ -307,13 +307,13 @@ def _wide(part: EmbeddingTable, codes: np.ndarray, out: np.ndarray) -> list[pa.A
         block = codes[start : start + _BLOCK_ROWS]
         # The codes are valid by construction; "clip" spares numpy a buffer and a check.
         out[:, start : start + len(block)] = part.vectors.take(block, axis=0, mode="clip").T
-    return [pa.array(values[: len(codes)]) for values in out]
+    return [from_numpy(values[: len(codes)]) for values in out]
 
 
 def _vector(part: EmbeddingTable, codes: np.ndarray, out: np.ndarray) -> pa.Array:
     values = out.reshape(-1, part.embedding_dim)[: len(codes)]
     part.vectors.take(codes, axis=0, out=values, mode="clip")
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), part.embedding_dim)
+    return pa.FixedSizeListArray.from_arrays(from_numpy(values.ravel()), part.embedding_dim)
 
 
 def _partition(table: pa.Table, names: tuple[str, ...], place: str) -> Iterator[tuple[str, pa.Table]]:
