@@ -280,9 +280,9 @@ def _positions(values: pa.Array, categories: pa.Array) -> np.ndarray:
     order = pc.sort_indices(values)
     values = values.take(order)
     places = _bisect(categories[:-1], values)
-    hits = pc.equal(categories.take(places), values)
+    hits = as_numpy(pc.equal(categories.take(places), values).cast(pa.uint8()))
     found = np.empty(len(values), dtype=np.int64)
-    found[as_numpy(order)] = as_numpy(pc.if_else(hits, places.cast(pa.int64()), None), null=-1)
+    found[as_numpy(order)] = np.where(hits, as_numpy(places.cast(pa.int64())), -1)
     return found
 
 
