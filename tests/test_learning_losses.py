@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.learning.losses import accuracy, curvature_root, row_losses, squared_errors
+from embedkit.learning.losses import accuracy, curvature_root, output_gradients, row_losses, squared_errors
 from embedkit.learning.targets import Head
 
 NUMBER = Head("number", "continuous")
@@ -60,3 +60,14 @@ def test_curvature_is_the_hessian(heads, data):
         root = curvature_root(heads, row, noise, torch.tensor([signs], dtype=torch.float64))
         mean += root.T @ root / 2**width
     torch.testing.assert_close(mean, hessian, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("heads", [(NUMBER,), (TWO,), (THREE,), ALL], ids=["number", "two", "three", "all"])
+def test_gradients_are_those_of_autograd(heads):
+    generator = torch.Generator().manual_seed(0)
+    width = sum(head.n_outputs for head in heads)
+    outputs = torch.randn(6, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 2, (6, len(heads)), generator=generator).double()
+    noise = torch.linspace(0.3, 1, len(heads), dtype=torch.float64)
+    row_losses(heads, outputs, targets, noise).sum().backward()
+    torch.testing.assert_close(output_gradients(heads, outputs.detach(), targets, noise), outputs.grad)

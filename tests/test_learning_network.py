@@ -6,7 +6,14 @@ import torch
 
 from embedkit import InputError
 from embedkit.learning.learned import NetworkShape
-from embedkit.learning.network import EntityEmbeddingNetwork, build, embedding_dims, predict, weights_of
+from embedkit.learning.network import (
+    Dropout,
+    EntityEmbeddingNetwork,
+    build,
+    embedding_dims,
+    predict,
+    weights_of,
+)
 
 SHAPE = NetworkShape((5, 4), (3, 2), 1, (6,), 2)
 
@@ -77,3 +84,15 @@ def test_the_weights_are_copies():
     weights = weights_of(network)
     network.tables[0].fill_(1.0)
     assert not weights["tables.0"].any()
+
+
+@pytest.mark.parametrize(("p", "rounded"), [(0.0, 0), (1e-4, 1), (0.1, 26), (0.25, 64), (0.9999, 255)])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, rounded):
+    torch.manual_seed(0)
+    x = torch.full((401, 501), 3.0)
+    dropout = Dropout(p)
+    dropped = dropout(x)
+    share = rounded / 256
+    np.testing.assert_allclose((dropped == 0).float().mean(), share, atol=4 * (share / x.numel()) ** 0.5)
+    np.testing.assert_allclose(dropped[dropped != 0], 3 / (1 - share), rtol=1e-6)
+    assert dropout.eval()(x) is x

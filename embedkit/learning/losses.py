@@ -43,6 +43,21 @@ def row_losses(
     return torch.stack(losses).sum(dim=0)  # (batch,)
 
 
+def output_gradients(
+    heads: Sequence[Head], outputs: torch.Tensor, targets: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Gradient of each row's loss in `row_losses` by the row's outputs, shape (batch, sum of n_outputs)."""
+    parts = []
+    for i, (head, part) in enumerate(zip(heads, split(heads, outputs), strict=True)):
+        if head.kind == "continuous":
+            parts.append((part - targets[:, i : i + 1]) / noise[i])
+        elif head.kind == "binary":
+            parts.append(torch.sigmoid(part) - targets[:, i : i + 1])
+        else:
+            parts.append(torch.softmax(part, dim=1) - F.one_hot(targets[:, i].long(), head.n_outputs))
+    return torch.cat(parts, dim=1)
+
+
 def squared_errors(heads: Sequence[Head], outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Squared error of each row under each continuous head, 1 under the others, shape (batch, n_heads)."""
     ones = torch.ones(len(outputs), device=outputs.device)

@@ -57,12 +57,13 @@ def embedding_dims(
 
 
 class Dropout(nn.Module):
-    """Dropout that draws its masks cheaply: four elements from each random 64-bit number.
+    """Dropout that draws its masks cheaply: eight elements from each random 64-bit number.
 
     Parameters
     ----------
     p : float
-        Fraction of elements set to zero in training, rounded to a multiple of 1 / 65536.
+        Fraction of elements set to zero in training, rounded to a multiple of 1 / 256 between 1 and 255 of
+        them; 0 is none.
     """
 
     def __init__(self, p: float) -> None:
@@ -71,12 +72,17 @@ class Dropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Set elements to zero and scale up the others, in training; do nothing otherwise."""
-        if not self.training or self.p == 0:
-            return x
-        dropped = round(self.p * 65536)
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        draws = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform over -32768 ... 32767
-        return x * ((draws >= dropped - 32768) * (65536 / (65536 - dropped)))
+        return x * self.mask(x) if self.training else x
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor:
+        """What to multiply a tensor by, of its shape and type: zeros, and what makes up for them."""
+        if self.p == 0:
+            return torch.ones_like(x)
+        dropped = min(max(round(self.p * 256), 1), 255)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        draws = words.view(torch.uint8)[: x.numel()].view(x.shape)  # uniform over 0 ... 255
+        # In place on bytes: a comparison into a tensor of bool takes three times as long.
+        return draws.ge_(dropped).to(x.dtype).mul_(256 / (256 - dropped))
 
 
 class EntityEmbeddingNetwork(nn.Module):

@@ -6,8 +6,8 @@ rows of the batch, and a Gaussian prior on its vectors (an L2 penalty on their s
 the table): a vector moves from zero only as far as the rows of its category carry it, as random effects do in
 a mixed model (Simchoni & Rosset, LMMNN, NeurIPS 2021).
 
-Only the rows of a batch are touched. What the prior does to the others in the meantime is one common factor
-per step; its logarithm is summed up and applied when a row is next looked up, which is exact.
+Only the rows of a batch are touched. What the prior does to all others is one common factor per step: it is
+kept beside the table, and multiplied in when a row is looked up. That is exact.
 """
 
 import math
@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 
+# A common factor is multiplied into its table before the stored numbers could get out of float32's range: it
+# falls by half a step at most.
+SETTLE_STEPS = 32
+
 
 class TableOptimizer:
     """Moves the vectors of a batch.
@@ -23,7 +27,7 @@ class TableOptimizer:
     Parameters
     ----------
     tables : sequence of tensor of shape (num_embeddings, embedding_dim)
-        Changed in place.
+        Changed in place. Until `settle` a vector is a row of its table times the common factor.
     priors : sequence of float
         Precision of the prior of each table, per row of the data: the penalty is
         ``prior / 2 * sum of squares``, added to the mean loss.
@@ -32,35 +36,35 @@ class TableOptimizer:
     """
 
     def __init__(self, tables: Sequence[torch.Tensor], priors: Sequence[float], beta: float = 0.99) -> None:
-        self.tables, self.priors, self.beta = list(tables), list(priors), beta
+        self.tables, self.beta = list(tables), beta
         device = self.tables[0].device
         sizes = [len(table) for table in self.tables]
         self.dims = [table.shape[1] for table in self.tables]
-        self.offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], device=device)
-        self.sums = [torch.zeros_like(table) for table in self.tables]  # gradients, zero between steps
-        self.hits = torch.zeros(sum(sizes), device=device)  # zero between steps
-        self.second_moments = torch.zeros(len(sizes), device=device)
-        self.shrunk = torch.zeros(len(sizes), dtype=torch.float64, device=device)  # log factor so far
-        self.applied = torch.zeros(sum(sizes), dtype=torch.float64, device=device)  # of it, per table row
-        self.times = [0.0] * len(sizes)  # sum of the rates taken so far: how far gradient flow has come
+        self.widths = torch.tensor(self.dims, device=device)
+        self.priors = torch.tensor(priors, dtype=torch.float64, device=device)
+        self.offsets = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], device=device)[:, None]
+        self.places = torch.zeros(sum(sizes), dtype=torch.int64, device=device)  # scratch
+        self.second_moments = torch.zeros(len(sizes), dtype=torch.float64, device=device)
+        self.log_factors = torch.zeros(len(sizes), dtype=torch.float64, device=device)
+        self.travelled = torch.zeros(len(sizes), dtype=torch.float64, device=device)
         self.num_steps = 0
 
-    def catch_up(self, codes: torch.Tensor) -> None:
-        """Bring the vectors of a batch up to date; call before they are looked up."""
-        columns = codes.T.long()  # (n_features, batch)
-        rows = columns + self.offsets[:, None]
-        factors = torch.exp(self.shrunk[:, None] - self.applied[rows]).float()
-        for table, column, factor in zip(self.tables, columns, factors, strict=True):
-            table.index_copy_(0, column, table.index_select(0, column).mul_(factor[:, None]))
-        self.applied[rows] = self.shrunk[:, None].expand(rows.shape)
+    @property
+    def times(self) -> list[float]:
+        """Sum of the rates taken so far, of each table: how far gradient flow has come."""
+        return self.travelled.tolist()
 
-    def catch_up_all(self) -> None:
-        """Bring all vectors up to date; call before the tables are read as a whole."""
-        for i, table in enumerate(self.tables):
-            start = int(self.offsets[i])
-            applied = self.applied[start : start + len(table)]
-            table.mul_(torch.exp(self.shrunk[i] - applied).float()[:, None])
-            applied.copy_(self.shrunk[i].expand(len(table)))
+    def lookup(self, codes: torch.Tensor) -> torch.Tensor:
+        """Vectors of all features side by side, up to date."""
+        stored = torch.cat([table.index_select(0, codes[:, i]) for i, table in enumerate(self.tables)], dim=1)
+        factors = self.log_factors.exp().to(stored.dtype)
+        return stored.mul_(factors.repeat_interleave(self.widths, output_size=sum(self.dims)))
+
+    def settle(self) -> None:
+        """Multiply the common factors in; call before the tables are read as a whole."""
+        for table, factor in zip(self.tables, self.log_factors.exp(), strict=True):
+            table.mul_(factor)
+        self.log_factors.zero_()
 
     def step(self, codes: torch.Tensor, gradient: torch.Tensor, lr: float) -> None:
         """Take one step.
@@ -76,47 +80,49 @@ class TableOptimizer:
         """
         self.num_steps += 1
         columns = codes.T.long()  # (n_features, batch)
-        rows = columns + self.offsets[:, None]
-        flat = rows.flatten()
-        self.hits.index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
-        share = 1 / self.hits[rows]  # of its category's entry that a row of the batch stands for
-        self.hits.index_fill_(0, flat, 0)
-        summed = []
+        groups, sizes = self._groups(columns)
         parts = gradient.split(self.dims, dim=1)
-        for sums, column, part in zip(self.sums, columns, parts, strict=True):
-            sums.index_add_(0, column, part)
-            summed.append(sums.index_select(0, column))  # (batch, dim), the same for rows of one category
-            sums.index_fill_(0, column, 0)
-        squares = torch.stack([part.square().mean(dim=1) for part in summed])  # (n_features, batch)
-        moment = (squares * share).sum(dim=1) / share.sum(dim=1)
-        self.second_moments.lerp_(moment, 1 - self.beta)
+        # A category's sum stands at one of its rows, and zeros at the others.
+        sums = [
+            torch.zeros_like(part, memory_format=torch.contiguous_format).index_add_(
+                0, group, part.contiguous()
+            )
+            for group, part in zip(groups, parts, strict=True)
+        ]
+        squares = torch.stack([part.flatten().dot(part.flatten()) for part in sums])  # (n_features,)
+        self.second_moments.lerp_(squares.double() / (sizes * self.widths), 1 - self.beta)
         unbiased = self.second_moments / (1 - self.beta**self.num_steps)
-        rates = (lr / (unbiased.sqrt() + 1e-12)).tolist()
-        self.times = [time + rate for time, rate in zip(self.times, rates, strict=True)]
+        rates = lr / (unbiased.sqrt() + 1e-12)
+        self.travelled += rates
         # Past one half a step of the prior would overshoot; then it only halves.
-        decays = [min(rate * prior, 0.5) for rate, prior in zip(rates, self.priors, strict=True)]
-        for i, (table, column) in enumerate(zip(self.tables, columns, strict=True)):
-            vectors = table.index_select(0, column).mul_(1 - decays[i]).sub_(summed[i], alpha=rates[i])
-            # Rows of one category write the same value: the order of the writes does not matter.
-            table.index_copy_(0, column, vectors)
-        self.shrunk += self.shrunk.new_tensor([math.log1p(-decay) for decay in decays])
-        self.applied[rows] = self.shrunk[:, None].expand(rows.shape)
+        self.log_factors += torch.log1p(-(rates * self.priors).clamp(max=0.5))
+        scales = (-rates / self.log_factors.exp()).to(gradient.dtype)
+        for table, column, part, scale in zip(self.tables, columns, sums, scales, strict=True):
+            table.index_add_(0, column, part.mul_(scale))
+        if self.num_steps % SETTLE_STEPS == 0 and float(self.log_factors.min()) < -SETTLE_STEPS * math.log(2):
+            self.settle()
+
+    def _groups(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each row of a batch the one that stands for its category, shape (n_features, batch), and how
+        many categories there are, shape (n_features,)."""
+        own = torch.arange(columns.shape[1], device=columns.device).expand(columns.shape)
+        places = (columns + self.offsets).flatten()
+        self.places.scatter_(0, places, own.flatten())  # of the rows of a category one has the last word
+        groups = self.places.index_select(0, places).view(columns.shape)
+        return groups, (groups == own).sum(dim=1)
 
     def state(self) -> dict[str, Any]:
         """A copy of all that a step changes, the tables apart."""
         return {
             "second_moments": self.second_moments.clone(),
-            "shrunk": self.shrunk.clone(),
-            "applied": self.applied.clone(),
-            "times": self.times,
+            "log_factors": self.log_factors.clone(),
+            "travelled": self.travelled.clone(),
             "num_steps": self.num_steps,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what `state` copied; a step that was cut short leaves nothing behind."""
-        for scratch in (*self.sums, self.hits):
-            scratch.zero_()
+        """Put back what `state` copied."""
         self.second_moments.copy_(state["second_moments"])
-        self.shrunk.copy_(state["shrunk"])
-        self.applied.copy_(state["applied"])
-        self.times, self.num_steps = state["times"], state["num_steps"]
+        self.log_factors.copy_(state["log_factors"])
+        self.travelled.copy_(state["travelled"])
+        self.num_steps = state["num_steps"]

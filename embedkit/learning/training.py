@@ -10,8 +10,9 @@ import torch
 
 from embedkit.errors import EmbedkitError
 from embedkit.learning.data import Rows
+from embedkit.learning.gradients import LayerGradients
 from embedkit.learning.learned import History
-from embedkit.learning.losses import MIN_NOISE, accuracy, row_losses, squared_errors
+from embedkit.learning.losses import MIN_NOISE, accuracy, output_gradients, row_losses, squared_errors
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.optimizer import TableOptimizer
 from embedkit.learning.targets import Head
@@ -65,8 +66,9 @@ class Trainer:
         self.unknown_fraction = unknown_fraction
         self.generator = generator
         self.tables = TableOptimizer(list(network.tables), priors)
+        self.gradients = LayerGradients(network)
         self.layers = torch.optim.AdamW(
-            network.layers.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            [self.gradients.parameters], lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
         self.noise = torch.ones(len(heads), device=rows.device)  # residual variance of each target
         self.mean_weight = rows.weights.mean()
@@ -96,23 +98,17 @@ class Trainer:
     def advance(self, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One step at a rate; loss and accuracy of the batch, left on the device."""
         batch = self.next_batch()
-        self.network.train()
-        self.tables.catch_up(batch.codes)
-        embedded = self.network.lookup(batch.codes).requires_grad_()
-        outputs = self.network(embedded, batch.numeric)
-        losses = row_losses(self.heads, outputs, batch.targets, self.noise)
+        outputs = self.gradients.forward(self.tables.lookup(batch.codes), batch.numeric)
         weights = batch.weights / self.mean_weight
-        loss = (losses * weights).mean()
-        self.layers.zero_grad()
-        loss.backward()
+        slope = output_gradients(self.heads, outputs, batch.targets, self.noise)
+        vectors_slope = self.gradients.backward(slope * (weights / len(weights))[:, None])
         self.layers.param_groups[0]["lr"] = lr
         self.layers.step()
-        self.tables.step(batch.codes, embedded.grad, TABLE_RATE * lr)
-        with torch.no_grad():
-            errors = squared_errors(self.heads, outputs, batch.targets)
-            self.noise.lerp_((errors * weights[:, None]).mean(dim=0), 0.01).clamp_(min=MIN_NOISE, max=1.0)
-            plain = row_losses(self.heads, outputs, batch.targets)
-            return (plain * weights).mean(), accuracy(self.heads, outputs, batch.targets, batch.weights)
+        self.tables.step(batch.codes, vectors_slope, TABLE_RATE * lr)
+        errors = squared_errors(self.heads, outputs, batch.targets)
+        self.noise.lerp_((errors * weights[:, None]).mean(dim=0), 0.01).clamp_(min=MIN_NOISE, max=1.0)
+        losses = row_losses(self.heads, outputs, batch.targets)
+        return (losses * weights).mean(), accuracy(self.heads, outputs, batch.targets, batch.weights)
 
     def step(self, lr: float) -> tuple[float, float | None]:
         """One step at a rate; loss and accuracy of the batch as numbers (waits for the device)."""
@@ -130,7 +126,7 @@ class Trainer:
         the variance would be too small, and the layers would get larger inputs than they were trained on.
         """
         batch = (self.epoch or self.rows).take(slice(0, EVALUATION_BATCH))
-        self.tables.catch_up_all()
+        self.tables.settle()
         self.network.train()
         devices = [batch.codes.device] if batch.codes.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):  # a look at the network changes no random state
