@@ -18,18 +18,13 @@ from sklearn.utils.validation import (
 )
 
 from embedkit.errors import InputError, require
-from embedkit.frames import Roles, column_roles, to_table, type_family
+from embedkit.frames import to_table, type_family
+from embedkit.inputs import has_names, is_stream, prepare_rows, prepare_stream
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
     from embedkit.learning.learned import Settings
     from embedkit.learning.lr_finder import LRFinderResult
-
-
-def has_names(X: Any) -> bool:
-    """Whether X is a frame whose columns have names; as in scikit-learn, numbers are no names."""
-    columns = X.column_names if isinstance(X, pa.Table) else getattr(X, "columns", ())
-    return any(isinstance(name, str) for name in columns)
 
 
 class FrameMixin:
@@ -183,17 +178,24 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, cache_dir: str | os.PathLike | None = None
+    ) -> Self:
         """Learn vectors for the categorical columns of X from how they help to predict y.
 
         Parameters
         ----------
-        X : frame or array of shape (n_rows, n_columns)
-            pandas, polars or Arrow; an array's columns are all categorical.
+        X : frame or array of shape (n_rows, n_columns), or where there is one
+            pandas, polars or Arrow; an array's columns are all categorical. A path or URI of Parquet files
+            (a file, a directory or a pattern), or a `pyarrow.dataset.Dataset`, need not fit into memory.
         y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
-            Target or targets: numbers, or class labels.
+            Target or targets: numbers, or class labels. Of rows in files, the name or list of names of the
+            columns to predict; all other columns are learned from.
         sample_weight : array of shape (n_rows,), optional
-            How many rows each row stands for.
+            How many rows each row stands for. Of rows in files, the name of a column.
+        cache_dir : path, optional
+            Directory where the codes of rows in files are kept while they are learned from, 4 bytes a value;
+            that for temporary files by default. Nothing is left there.
 
         Returns
         -------
@@ -210,7 +212,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         from embedkit import archive
         from embedkit.learning.fit import learn
 
-        self._learned = learn(*self._prepare(X, y, sample_weight))
+        self._learned = learn(*self._prepare(X, y, sample_weight, cache_dir))
         self._publish(archive.embedding_set(self))
         return self
 
@@ -296,35 +298,18 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
         return archive.load(cls, path, version)
 
-    def _prepare(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, ...]:
+    def _prepare(
+        self, X: Any, y: Any, sample_weight: Any, cache_dir: str | os.PathLike | None = None
+    ) -> tuple[Any, ...]:
         """The arguments of `learn`, checked."""
-        from embedkit.learning.targets import as_targets, make_heads
-
         if y is None:
             raise InputError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None: "
                 "vectors are learned from what they predict"
             )
-        categorical = self.categorical_features
-        table = self._read(X, reset=True)
-        targets, names, self._single = as_targets(y)
-        check_consistent_length(np.empty(table.num_rows), targets)
-        if table.num_rows < 2:
-            raise InputError(
-                f"at least 2 rows are needed to learn from, found {table.num_rows} sample (1 sample)"
-            )
-        if not has_names(X) and isinstance(categorical, str) and categorical == "from_dtype":
-            roles = Roles(tuple(table.column_names), ())
-        else:
-            roles = column_roles(table, categorical)
-        if not roles.categorical:
-            raise InputError(
-                f"no categorical column among {table.column_names}: "
-                "name integer ids and dates in categorical_features"
-            )
-        weights = self._weights(sample_weight, table.num_rows)
-        heads = make_heads(targets, names, self._target_type(), weights)
-        return table, roles, heads, targets, weights, self._settings()
+        if is_stream(X):
+            return prepare_stream(self, X, y, sample_weight, cache_dir)
+        return prepare_rows(self, X, y, sample_weight)
 
     def _weights(self, sample_weight: Any, num_rows: int) -> np.ndarray | None:
         if sample_weight is None:

@@ -24,7 +24,7 @@ from embedkit import (
     EntityEmbeddingRegressor,
     InputError,
     PretrainedEmbeddingEncoder,
-    base,
+    inputs,
 )
 from embedkit.frames import Roles
 
@@ -82,7 +82,7 @@ def test_scikit_learn_checks(estimator, check):
 )
 def test_scikit_learn_checks_of_names_and_output(estimator, check, monkeypatch):
     # The checks' frames hold numbers only, which are categories for once.
-    monkeypatch.setattr(base, "column_roles", lambda table, _: Roles(tuple(table.column_names), ()))
+    monkeypatch.setattr(inputs, "column_roles", lambda table, _: Roles(tuple(table.column_names), ()))
     if isinstance(estimator, PretrainedEmbeddingEncoder):
         estimator = pretrained("col_0" if "consistency" in check else "col0")
     getattr(estimator_checks, check)(type(estimator).__name__, clone(estimator))

@@ -17,6 +17,7 @@ from embedkit.learning.lr_finder import LRFinderResult, find_lr
 from embedkit.learning.network import weights_of
 from embedkit.learning.prepare import Preparation, prepare
 from embedkit.learning.schedules import make_schedule
+from embedkit.learning.streaming import Stream
 from embedkit.learning.targets import Head
 from embedkit.learning.training import train
 from embedkit.vocabulary import Vocabulary
@@ -27,10 +28,10 @@ AUTO_LR_ITERATIONS = 200
 
 
 def learn(
-    table: pa.Table,
+    table: pa.Table | Stream,
     roles: Roles,
     heads: Sequence[Head],
-    y: np.ndarray,
+    y: np.ndarray | None,
     sample_weight: np.ndarray | None,
     settings: Settings,
 ) -> Learned:
@@ -38,7 +39,8 @@ def learn(
 
     Parameters
     ----------
-    table : pa.Table of n_rows rows
+    table : pa.Table of n_rows rows, or Stream
+        A stream has its own targets and weights: `y` and `sample_weight` are None.
     roles : Roles
         What its columns are for.
     heads : sequence of Head
@@ -71,10 +73,10 @@ def learn(
 
 
 def find_learning_rate(
-    table: pa.Table,
+    table: pa.Table | Stream,
     roles: Roles,
     heads: Sequence[Head],
-    y: np.ndarray,
+    y: np.ndarray | None,
     sample_weight: np.ndarray | None,
     settings: Settings,
     **sweep: Any,

@@ -32,6 +32,54 @@ def moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
 
 
+class RunningMoments:
+    """Weighted mean and standard deviation of columns that come batch by batch.
+
+    Source: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979.
+
+    Parameters
+    ----------
+    width : int
+        Number of columns.
+
+    Attributes
+    ----------
+    means : float array of shape (width,)
+        Of the known values; 0 where there are none.
+    missing : bool array of shape (width,)
+        Whether a column has missing values.
+    total : float
+        Weight of all rows.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.means, self.weights, self._squares = np.zeros((3, width))
+        self.missing = np.zeros(width, dtype=bool)
+        self.total = 0.0
+
+    def add(self, block: np.ndarray, weights: np.ndarray) -> None:
+        """Add rows of positive weights: a block of shape (n_rows, width), NaN where missing."""
+        self.total += float(weights.sum())
+        known = ~np.isnan(block)
+        self.missing |= ~known.all(axis=0)
+        shares = known * weights[:, None]
+        added = shares.sum(axis=0)
+        block = np.where(known, block, 0.0)
+        means = (shares * block).sum(axis=0) / np.where(added > 0, added, 1.0)
+        weight = self.weights + added
+        fraction = added / np.where(weight > 0, weight, 1.0)
+        shift = np.where(added > 0, means - self.means, 0.0)
+        self._squares += (shares * (block - means) ** 2).sum(axis=0) + shift**2 * self.weights * fraction
+        self.means += shift * fraction
+        self.weights = weight
+
+    def scales(self) -> np.ndarray:
+        """Standard deviation of each column, 1 where nothing is known."""
+        known = self.weights > 0
+        return np.where(known, np.sqrt(self._squares / np.where(known, self.weights, 1.0)), 1.0)
+
+
 @dataclass(frozen=True)
 class NumericInputs:
     """How numeric columns enter the network.
@@ -70,10 +118,21 @@ class NumericInputs:
             if known.any():
                 mean, scale = moments(values[known], weights[known])
             means.append(mean)
-            # A constant column comes out as zero, whatever its rounding error.
-            scales.append(scale if scale > 1e-12 * max(abs(mean), 1e-300) else 1.0)
+            scales.append(scale)
             flagged.append(not known.all())
-        return cls(tuple(features), tuple(means), tuple(scales), tuple(flagged))
+        return cls.of_moments(features, means, scales, flagged)
+
+    @classmethod
+    def of_moments(
+        cls, features: Sequence[str], means: Sequence[float], scales: Sequence[float], flagged: Sequence[bool]
+    ) -> "NumericInputs":
+        """Inputs of columns whose moments are known; the parameters are the attributes."""
+        # A constant column comes out as zero, whatever its rounding error.
+        sound = [
+            scale if scale > 1e-12 * max(abs(mean), 1e-300) else 1.0
+            for mean, scale in zip(means, scales, strict=True)
+        ]
+        return cls(tuple(features), tuple(means), tuple(sound), tuple(flagged))
 
     @property
     def width(self) -> int:

@@ -14,9 +14,13 @@ from embedkit.learning.data import Rows, hold_out, make_rows
 from embedkit.learning.learned import NetworkShape, Settings
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims
 from embedkit.learning.numeric import NumericInputs
+from embedkit.learning.streaming import Stream, scan_columns, store_rows
 from embedkit.learning.targets import Head
 from embedkit.learning.training import Trainer
 from embedkit.vocabulary import UNKNOWN, Vocabulary
+
+# Rows of a stream that take less than this share of a GPU's free memory, twice in an epoch, stay there.
+GPU_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,57 @@ class Preparation:
     generator: torch.Generator
 
 
+@dataclass(frozen=True)
+class Coded:
+    """What rows hold, and the rows in codes.
+
+    Attributes
+    ----------
+    vocabularies : tuple of Vocabulary
+    inputs : NumericInputs
+    total : float
+        Weight of all rows.
+    rows : Rows
+        To learn from.
+    watch : Rows or None
+        Held out.
+    """
+
+    vocabularies: tuple[Vocabulary, ...]
+    inputs: NumericInputs
+    total: float
+    rows: Rows
+    watch: Rows | None
+
+
 def prepare(
+    table: pa.Table | Stream,
+    roles: Roles,
+    heads: Sequence[Head],
+    y: np.ndarray | None,
+    sample_weight: np.ndarray | None,
+    settings: Settings,
+) -> Preparation:
+    """Vocabularies, codes, network and optimizers, ready for the first step."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    device = choose_device(settings.device)
+    if isinstance(table, Stream):
+        coded = _code_stream(table, roles, heads, settings, device, generator)
+    else:
+        coded = _code_table(table, roles, heads, y, sample_weight, settings, device, generator)
+    return _assemble(coded, roles, heads, settings, device, generator)
+
+
+def _code_table(
     table: pa.Table,
     roles: Roles,
     heads: Sequence[Head],
     y: np.ndarray,
     sample_weight: np.ndarray | None,
     settings: Settings,
-) -> Preparation:
-    """Vocabularies, codes, network and optimizers, ready for the first step."""
+    device: torch.device,
+    generator: torch.Generator,
+) -> Coded:
     weights = np.ones(table.num_rows) if sample_weight is None else sample_weight
     vocabularies = tuple(
         Vocabulary.fit(
@@ -62,14 +108,37 @@ def prepare(
     present = weights > 0
     for i, head in enumerate(heads):
         targets[present, i] = head.encode(y[present, i])
-
-    generator = torch.Generator().manual_seed(settings.seed)
-    device = choose_device(settings.device)
-    rows = make_rows(codes, inputs.transform(block), targets, weights).to(device)
-    watch = None
+    rows, watch = make_rows(codes, inputs.transform(block), targets, weights).to(device), None
     if settings.early_stopping:
         rows, watch = hold_out(rows, settings.validation_fraction, generator)
-    total = float(weights.sum())
+    return Coded(vocabularies, inputs, float(weights.sum()), rows, watch)
+
+
+def _code_stream(
+    stream: Stream,
+    roles: Roles,
+    heads: Sequence[Head],
+    settings: Settings,
+    device: torch.device,
+    generator: torch.Generator,
+) -> Coded:
+    vocabularies, inputs, total = scan_columns(stream, roles, settings)
+    held_out = settings.validation_fraction if settings.early_stopping else 0.0
+    rows, watch = store_rows(stream, vocabularies, inputs, heads, device, held_out, generator)
+    if device.type == "cuda" and len(rows) * rows.row_bytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+        rows = rows.take(slice(None))  # all of it at once: from here on it is like any table
+    return Coded(vocabularies, inputs, total, rows, watch)
+
+
+def _assemble(
+    coded: Coded,
+    roles: Roles,
+    heads: Sequence[Head],
+    settings: Settings,
+    device: torch.device,
+    generator: torch.Generator,
+) -> Preparation:
+    vocabularies, inputs, total, rows = coded.vocabularies, coded.inputs, coded.total, coded.rows
     sizes = [vocabulary.num_embeddings for vocabulary in vocabularies]
     shape = NetworkShape(
         num_embeddings=tuple(sizes),
@@ -91,7 +160,7 @@ def prepare(
         generator=generator,
     )
     counts = tuple(_trained_counts(vocabulary, total, settings) for vocabulary in vocabularies)
-    return Preparation(vocabularies, inputs, tuple(heads), counts, priors, trainer, watch, generator)
+    return Preparation(vocabularies, inputs, tuple(heads), counts, priors, trainer, coded.watch, generator)
 
 
 def choose_device(device: str) -> torch.device:

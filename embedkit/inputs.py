@@ -1,0 +1,183 @@
+"""What an estimator learns from, checked: rows in memory, or in Parquet files that need not fit into it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
+
+from embedkit.errors import InputError, did_you_mean
+from embedkit.frames import Roles, column_roles
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+    from embedkit.base import EntityEmbeddingBase
+    from embedkit.learning.streaming import Stream
+
+
+def has_names(X: Any) -> bool:
+    """Whether X is a frame whose columns have names; as in scikit-learn, numbers are no names."""
+    columns = X.column_names if isinstance(X, pa.Table) else getattr(X, "columns", ())
+    return any(isinstance(name, str) for name in columns)
+
+
+def is_stream(X: Any) -> bool:
+    """Whether X says where rows are, instead of holding them: a path, a URI or a dataset of Arrow."""
+    if isinstance(X, (str, os.PathLike)):
+        return True
+    dataset = sys.modules.get("pyarrow.dataset")
+    return dataset is not None and isinstance(X, dataset.Dataset)
+
+
+def prepare_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight: Any) -> tuple[Any, ...]:
+    """The arguments of `embedkit.learning.fit.learn` for rows in memory."""
+    from embedkit.learning.targets import as_targets, make_heads
+
+    table = estimator._read(X, reset=True)
+    targets, names, estimator._single = as_targets(y)
+    check_consistent_length(np.empty(table.num_rows), targets)
+    if table.num_rows < 2:
+        raise InputError(
+            f"at least 2 rows are needed to learn from, found {table.num_rows} sample (1 sample)"
+        )
+    roles = _roles(estimator, table, named=has_names(X))
+    weights = estimator._weights(sample_weight, table.num_rows)
+    heads = make_heads(targets, names, estimator._target_type(), weights)
+    return table, roles, heads, targets, weights, estimator._settings()
+
+
+def prepare_stream(
+    estimator: "EntityEmbeddingBase",
+    X: Any,
+    y: str | Sequence[str],
+    sample_weight: str | None,
+    cache_dir: str | os.PathLike | None,
+) -> tuple[Any, ...]:
+    """The arguments of `embedkit.learning.fit.learn` for rows in files.
+
+    Rows that are few enough to be sorted are read at once: what comes of them is what comes of the same rows
+    in memory, to the last bit.
+    """
+    from embedkit.learning.numeric import MAX_SORTED_ROWS
+    from embedkit.learning.streaming import checked_weights, scan_heads, target_column
+
+    stream = make_stream(X, y, sample_weight, cache_dir)
+    rows = _read_small(stream, MAX_SORTED_ROWS)
+    if rows is not None:
+        targets = pa.table({name: target_column(rows, name) for name in stream.targets}).to_pandas()
+        weights = None if sample_weight is None else checked_weights(rows, sample_weight)
+        features = rows.select(stream.empty.column_names)
+        return prepare_rows(estimator, features, targets[y] if isinstance(y, str) else targets, weights)
+    columns = stream.empty
+    _check_feature_names(estimator, columns, reset=True)
+    _check_n_features(estimator, columns, reset=True)
+    estimator._single = isinstance(y, str)
+    roles = _roles(estimator, columns, named=True)
+    heads = scan_heads(stream, estimator._target_type())
+    return stream, roles, heads, None, None, estimator._settings()
+
+
+def open_dataset(location: str | os.PathLike) -> "Dataset":
+    """Open Parquet files as one dataset.
+
+    Parameters
+    ----------
+    location : path or URI
+        A file, a directory (searched in all depths) or a pattern. Names of directories such as ``year=2020``
+        are columns. Columns take the type that holds what is in all files.
+
+    Returns
+    -------
+    pyarrow.dataset.Dataset
+
+    Raises
+    ------
+    InputError
+        If there are no such files, or they cannot be read together.
+    """
+    from pyarrow import dataset as ds
+
+    from embedkit.serving.sources import open_source
+
+    source = open_source(location)
+    if source.format != "parquet":
+        raise InputError(f"{os.fspath(location)} is no Parquet: read it, and give the rows instead")
+    first = source.files[0]
+    options = ds.FileSystemFactoryOptions(
+        partition_base_dir=first.path.removesuffix(first.name),
+        partitioning=ds.HivePartitioning.discover(infer_dictionary=True),
+    )
+    try:
+        factory = ds.FileSystemDatasetFactory(
+            source.system, [file.path for file in source.files], ds.ParquetFileFormat(), options
+        )
+        dataset = factory.finish(factory.inspect(promote_options="permissive", fragments=None))
+    except (pa.ArrowException, OSError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        raise InputError(f"{os.fspath(location)} cannot be read as Parquet ({reason}): repair it") from error
+    return dataset
+
+
+def make_stream(
+    X: Any, y: str | Sequence[str], sample_weight: str | None, cache_dir: str | os.PathLike | None
+) -> "Stream":
+    """The rows of a path, URI or dataset, where targets and weights are columns of it.
+
+    Raises
+    ------
+    InputError
+        If X cannot be read or lacks a column.
+    """
+    from embedkit.learning.streaming import Stream
+
+    where = f"{os.fspath(X)}" if isinstance(X, (str, os.PathLike)) else "the dataset"
+    dataset = open_dataset(X) if isinstance(X, (str, os.PathLike)) else X
+    named = [y] if isinstance(y, str) else list(y) if isinstance(y, (list, tuple)) else [None]
+    if not all(isinstance(name, str) for name in named) or not named:
+        raise InputError(f"y must name the column(s) of {where} to predict, got {type(y).__name__}")
+    if not isinstance(sample_weight, (str, type(None))):
+        raise InputError(f"sample_weight must name a column of {where}, got {type(sample_weight).__name__}")
+    names = dataset.schema.names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{where} has more than one column named {repeated}: rename or drop all but one")
+    wanted = named if sample_weight is None else [*named, sample_weight]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        hint = did_you_mean(missing, names)
+        raise InputError(f"{where} has no column {missing}{hint}: it has {', '.join(names)}")
+    if len(names) <= len(wanted):
+        raise InputError(f"{where} has no column to learn from beside {wanted}")
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    return Stream(dataset, tuple(named), sample_weight, cache)
+
+
+def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
+    """All columns of all rows, if these are not too many."""
+    from embedkit.learning.streaming import plain_table
+
+    try:
+        if stream.dataset.count_rows() > max_rows:
+            return None
+        return plain_table(stream.dataset.to_table())
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error
+
+
+def _roles(estimator: "EntityEmbeddingBase", table: pa.Table, *, named: bool) -> Roles:
+    """What the columns are for; those of an array, which have no names, are all categorical."""
+    categorical = estimator.categorical_features
+    if not named and isinstance(categorical, str) and categorical == "from_dtype":
+        return Roles(tuple(table.column_names), ())
+    roles = column_roles(table, categorical)
+    if not roles.categorical:
+        raise InputError(
+            f"no categorical column among {table.column_names}: "
+            "name integer ids and dates in categorical_features"
+        )
+    return roles
