@@ -82,13 +82,14 @@ class TableOptimizer:
         columns = codes.T.long()  # (n_features, batch)
         groups, sizes = self._groups(columns)
         parts = gradient.split(self.dims, dim=1)
-        # A category's sum stands at one of its rows, and zeros at the others.
-        sums = [
-            torch.zeros_like(part, memory_format=torch.contiguous_format).index_add_(
-                0, group, part.contiguous()
-            )
-            for group, part in zip(groups, parts, strict=True)
-        ]
+        # Summed up over the rows of a category: as long as the table, or at one of the category's rows.
+        is_short = [len(table) <= len(codes) for table in self.tables]
+        sums = []
+        for table, short, column, group, part in zip(
+            self.tables, is_short, columns, groups, parts, strict=True
+        ):
+            total = part.new_zeros(len(table) if short else len(codes), part.shape[1])
+            sums.append(total.index_add_(0, column if short else group, part.contiguous()))
         squares = torch.stack([part.flatten().dot(part.flatten()) for part in sums])  # (n_features,)
         self.second_moments.lerp_(squares.double() / (sizes * self.widths), 1 - self.beta)
         unbiased = self.second_moments / (1 - self.beta**self.num_steps)
@@ -97,8 +98,11 @@ class TableOptimizer:
         # Past one half a step of the prior would overshoot; then it only halves.
         self.log_factors += torch.log1p(-(rates * self.priors).clamp(max=0.5))
         scales = (-rates / self.log_factors.exp()).to(gradient.dtype)
-        for table, column, part, scale in zip(self.tables, columns, sums, scales, strict=True):
-            table.index_add_(0, column, part.mul_(scale))
+        for table, short, column, part, scale in zip(
+            self.tables, is_short, columns, sums, scales, strict=True
+        ):
+            part.mul_(scale)
+            table.add_(part) if short else table.index_add_(0, column, part)
         if self.num_steps % SETTLE_STEPS == 0 and float(self.log_factors.min()) < -SETTLE_STEPS * math.log(2):
             self.settle()
 

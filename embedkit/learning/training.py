@@ -105,10 +105,12 @@ class Trainer:
         self.layers.param_groups[0]["lr"] = lr
         self.layers.step()
         self.tables.step(batch.codes, vectors_slope, TABLE_RATE * lr)
-        errors = squared_errors(self.heads, outputs, batch.targets)
-        self.noise.lerp_((errors * weights[:, None]).mean(dim=0), 0.01).clamp_(min=MIN_NOISE, max=1.0)
+        if any(head.kind == "continuous" for head in self.heads):
+            errors = weights @ squared_errors(self.heads, outputs, batch.targets) / len(weights)
+            self.noise.lerp_(errors, 0.01).clamp_(min=MIN_NOISE, max=1.0)
         losses = row_losses(self.heads, outputs, batch.targets)
-        return (losses * weights).mean(), accuracy(self.heads, outputs, batch.targets, batch.weights)
+        loss = weights @ losses / len(weights)
+        return loss, accuracy(self.heads, outputs, batch.targets, batch.weights)
 
     def step(self, lr: float) -> tuple[float, float | None]:
         """One step at a rate; loss and accuracy of the batch as numbers (waits for the device)."""
