@@ -1,19 +1,25 @@
 """How fast a batch job is, and how much memory it takes, against plain pyarrow on the same files.
 
 Four string columns (7 to 50,000 categories) become 64 floats. Plain pyarrow reads the same columns and writes
-64 columns of random floats that are ready in memory: there is no lookup, no hash and no sync to the disk. It
-is timed with its own defaults (dictionary pages, snappy) and with the settings of the job (plain pages).
-Every measurement is a process of its own; memory is the peak of its resident set, as Linux counts it.
+64 columns of random floats that are ready in memory before the clock starts: there is no lookup, no hash and
+no sync to the disk. It is timed with its own defaults (dictionary pages, snappy) and with the settings of the
+job (plain pages). Every measurement is a process of its own; memory is the peak of its resident set, as Linux
+counts it. Where a run takes far longer than its processor time, it waited: for the disk, or for other work.
+
+A Dask worker is a process of one thread, so two of them are twice as much of the same. Their time includes
+the start of the cluster; their memory is that of the process that schedules.
 
     python pipelines/benchmark_batch.py --millions 2 8 32 --folder /tmp/benchmark
-    python pipelines/benchmark_batch.py --millions 32 --dask 1 2 --only dask
+    python pipelines/benchmark_batch.py --millions 32 --dask 1 2 --only dask --compression zstd
 """
 
 import argparse
+import os
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -61,41 +67,46 @@ def write_input(folder: Path, rows: int) -> None:
         pq.write_table(pa.table(columns), folder / f"{number:03d}.parquet", row_group_size=2 * ROW_GROUP_ROWS)
 
 
-def run_job(source: Path, output: Path, options: dict[str, Any]) -> None:
+def job(source: Path, output: Path, options: dict[str, Any]) -> Callable[[], Any]:
     """The batch job."""
-    transform_dataset(source.with_name("store"), source, output, replace=True, **options)
+    return partial(transform_dataset, source.with_name("store"), source, output, replace=True, **options)
 
 
-def run_plain(source: Path, output: Path, options: dict[str, Any]) -> None:
+def plain(source: Path, output: Path, options: dict[str, Any]) -> Callable[[], Any]:
     """Plain pyarrow: read the columns, write as many rows of ready random floats."""
-    output.mkdir()
     rng = np.random.default_rng(1)
     width = EMBEDDING_DIM * len(CARDINALITIES)
     values = rng.normal(size=(width, ROW_GROUP_ROWS)).astype(np.float32)
     ready = pa.table({f"f{i:02d}": column for i, column in enumerate(values)})
-    for file in sorted(source.iterdir()):
-        with pq.ParquetWriter(output / file.name, ready.schema, **options) as writer:
-            for batch in pq.ParquetFile(file).iter_batches(ROW_GROUP_ROWS):
-                writer.write_table(ready.slice(0, batch.num_rows))
+
+    def run() -> None:
+        output.mkdir()
+        for file in sorted(source.iterdir()):
+            with pq.ParquetWriter(output / file.name, ready.schema, **options) as writer:
+                for batch in pq.ParquetFile(file).iter_batches(ROW_GROUP_ROWS):
+                    writer.write_table(ready.slice(0, batch.num_rows))
+
+    return run
 
 
-def measured(run: Callable[..., None], *arguments: Any) -> tuple[float, float]:
-    """Seconds, and the peak of the memory in MB, of a call."""
-    began = time.perf_counter()
-    run(*arguments)
-    seconds = time.perf_counter() - began
+def measured(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[float, float, float]:
+    """Seconds, seconds of processors, and the peak of the memory in MB, of what `prepare` returns."""
+    run = prepare(*arguments)
+    before, began = os.times(), time.perf_counter()
+    run()
+    seconds, after = time.perf_counter() - began, os.times()
     status = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
-    return seconds, int(peak) / 1024
+    return seconds, sum(after[:4]) - sum(before[:4]), int(peak) / 1024
 
 
 def measure(
-    run: Callable[..., None], source: Path, output: Path, options: dict[str, Any]
-) -> tuple[float, float]:
+    prepare: Callable[..., Callable[[], Any]], source: Path, output: Path, options: dict[str, Any]
+) -> tuple[float, float, float]:
     """Do `measured` in a new process, and throw the output away."""
     shutil.rmtree(output, ignore_errors=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        result = pool.submit(measured, run, source, output, options).result()
+        result = pool.submit(measured, prepare, source, output, options).result()
     shutil.rmtree(output)
     return result
 
@@ -111,31 +122,33 @@ def main() -> None:
     parser.add_argument(
         "--dask", type=int, nargs="*", default=[], help="numbers of Dask workers to measure too"
     )
+    parser.add_argument("--compression", default="none", help="of the Dask runs: none, snappy, lz4 or zstd")
     parser.add_argument("--only", default="", help="measure only what has this in its name")
     arguments = parser.parse_args()
     plain_pages = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    runs: list[tuple[str, Callable[..., None], dict[str, Any]]] = [
-        ("pyarrow, its defaults", run_plain, {}),
-        ("pyarrow, plain pages", run_plain, plain_pages),
-        ("job, 1 thread", run_job, {"workers": 1}),
-        ("job, all threads", run_job, {}),
-        ("job, snappy", run_job, {"compression": "snappy"}),
-        *((f"job, dask {n}", run_job, {"engine": "dask", "workers": n}) for n in arguments.dask),
+    dask = {"engine": "dask", "compression": arguments.compression}
+    runs: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
+        ("pyarrow, its defaults", plain, {}),
+        ("pyarrow, plain pages", plain, plain_pages),
+        ("job, 1 thread", job, {"workers": 1}),
+        ("job, all threads", job, {}),
+        ("job, snappy", job, {"compression": "snappy"}),
+        *((f"job, dask {n}", job, {**dask, "workers": n}) for n in arguments.dask),
     ]
     runs = [run for run in runs if arguments.only in run[0]]
-    print(f"{'':24} {'rows':>10} {'seconds':>8} {'rows/s':>10} {'peak MB':>8}")
+    print(f"{'':24} {'rows':>10} {'seconds':>8} {'cpu':>6} {'rows/s':>10} {'peak MB':>8}")
     for millions in arguments.millions:
-        source = arguments.folder / f"in-{millions}"
+        source, rows = arguments.folder / f"in-{millions}", millions * 1_000_000
         shutil.rmtree(source, ignore_errors=True)
-        write_input(source, millions * 1_000_000)
+        write_input(source, rows)
         if not source.with_name("store").exists():
             make_set().save(source.with_name("store"))
-        for name, run, options in runs:
+        for name, prepare, options in runs:
             output = arguments.folder / "out"
-            results = [measure(run, source, output, options) for _ in range(arguments.repeat)]
-            seconds, peak = min(results)[0], max(peak for _, peak in results)
-            rows = millions * 1_000_000
-            print(f"{name:24} {rows:10,} {seconds:8.2f} {rows / seconds:10,.0f} {peak:8.0f}", flush=True)
+            results = [measure(prepare, source, output, options) for _ in range(arguments.repeat)]
+            seconds, cpu, peak = *min(results)[:2], max(peak for *_, peak in results)
+            print(f"{name:24} {rows:10,} {seconds:8.2f} {cpu:6.1f} ", end="")
+            print(f"{rows / seconds:10,.0f} {peak:8.0f}", flush=True)
         shutil.rmtree(source)
 
 

@@ -265,11 +265,11 @@ def count_units(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> 
     done: list[int] = []
     real = engines.transform_unit
 
-    def counting(job: engines.Job, unit: engines.Unit) -> dict:
+    def counting(job: engines.Job, unit: engines.Unit, *rest: object) -> dict:
         if unit.index == fail_at:
             raise InputError("the test stops here")
         done.append(unit.index)
-        return real(job, unit)
+        return real(job, unit, *rest)
 
     monkeypatch.setattr(engines, "transform_unit", counting)
     return done
@@ -390,9 +390,9 @@ def test_what_is_sent_with_every_unit_does_not_grow_with_the_dataset(
     sent: list[int] = []
     real = engines.transform_unit
 
-    def measuring(job: engines.Job, unit: engines.Unit) -> dict:
+    def measuring(job: engines.Job, unit: engines.Unit, *rest: object) -> dict:
         sent.append(len(pickle.dumps((job, unit))))
-        return real(job, unit)
+        return real(job, unit, *rest)
 
     monkeypatch.setattr(engines, "transform_unit", measuring)
     for files in (1, 50):

@@ -12,6 +12,7 @@ import pytest
 from batch_data import make_rows, make_set, tree, write_dataset
 
 from embedkit.errors import InputError
+from embedkit.serving import engines
 from embedkit.serving.batch import transform_dataset, verify_output
 from embedkit.serving.output import JobFolder
 
@@ -41,6 +42,25 @@ def test_dask_starts_a_cluster_of_its_own(tmp_path: Path, source: Path, plain: d
     summary = transform_dataset(make_set(), source, out, unit_rows=100, engine="dask", workers=1)
     assert summary.rows == 3_000
     assert tree(out) == plain
+
+
+def test_dask_goes_on_where_another_engine_was_interrupted(
+    tmp_path: Path, source: Path, plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engines.transform_unit
+
+    def failing(job: engines.Job, unit: engines.Unit, *rest: object) -> dict:
+        if unit.index == 7:
+            raise InputError("the test stops here")
+        return real(job, unit, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stops here"):
+        patch.setattr(engines, "transform_unit", failing)
+        transform_dataset(make_set(), source, tmp_path / "out", unit_rows=100, workers=1)
+    resumed = {"engine": "dask", "workers": 1, "resume": True}
+    summary = transform_dataset(make_set(), source, tmp_path / "out", unit_rows=100, **resumed)
+    assert 7 <= summary.units_reused < summary.units
+    assert tree(tmp_path / "out") == plain
 
 
 def test_dask_survives_the_death_of_three_workers(

@@ -144,12 +144,14 @@ def transform_dataset(
         if finished is not None:
             folder.remove()
             return summarize(finished, len(units))
-        _prepare(folder, settings, embedding_set, resume=resume, overwrite=overwrite)
+        _prepare(folder, settings, resume=resume, overwrite=overwrite)
         records = {unit.index: record for unit in units if (record := _reusable(folder, unit)) is not None}
         reused = len(records)
         todo = [unit for unit in units if unit.index not in records]
         with _progress_bar(units, records, progress) as bar:
-            for unit, record in run_units(job, todo, engine, scheduler=scheduler, workers=workers):
+            for unit, record in run_units(
+                job, todo, embedding_set, engine, scheduler=scheduler, workers=workers
+            ):
                 records[unit.index] = record
                 bar.update(record["rows"])
         summary = summarize(records, reused)
@@ -255,14 +257,7 @@ def _finished(
     return dict(enumerate(records))
 
 
-def _prepare(
-    folder: JobFolder,
-    settings: Mapping[str, Any],
-    embedding_set: EmbeddingSet,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> None:
+def _prepare(folder: JobFolder, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Make the folder ready for this job, or refuse to."""
     if folder.output.exists() and not overwrite:
         raise OutputError(f"{folder.output} exists: choose another output, or overwrite it")
@@ -274,7 +269,6 @@ def _prepare(
         why = f"was started with other {differing}" if resume else "is not finished"
         raise OutputError(f"a job for {folder.output} {why}: resume it as it was, or overwrite to begin anew")
     folder.clear()
-    stored.publish(folder.embeddings, embedding_set)
     folder.start(settings)
 
 

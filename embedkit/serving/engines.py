@@ -10,9 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from embedkit import store
 from embedkit.errors import InputError, require
+from embedkit.serving.output import JobFolder
 from embedkit.serving.sources import first_line
 from embedkit.serving.units import Job, Unit, transform_unit
+from embedkit.tables import EmbeddingSet
 
 ENGINES = ("plain", "dask")
 
@@ -21,7 +24,13 @@ _MAX_THREADS = 4
 
 
 def run_units(
-    job: Job, units: Sequence[Unit], engine: str, *, scheduler: str | None = None, workers: int | None = None
+    job: Job,
+    units: Sequence[Unit],
+    embedding_set: EmbeddingSet,
+    engine: str,
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Do units of work in any order.
 
@@ -29,6 +38,8 @@ def run_units(
     ----------
     job : Job
     units : sequence of Unit
+    embedding_set : EmbeddingSet
+        What to look up in.
     engine : "plain" or "dask"
         Threads of this process, or workers of dask.distributed.
     scheduler : str, optional
@@ -48,18 +59,20 @@ def run_units(
         If dask.distributed is not installed.
     """
     if engine == "dask":
-        yield from _run_dask(job, units, scheduler, workers or pa.cpu_count())
+        yield from _run_dask(job, units, embedding_set, scheduler, workers or pa.cpu_count())
     elif scheduler is not None:
         raise InputError(f'scheduler needs engine="dask", got {engine=} and {scheduler=}')
     else:
-        yield from _run_plain(job, units, workers or min(_MAX_THREADS, pa.cpu_count()))
+        yield from _run_plain(job, units, embedding_set, workers or min(_MAX_THREADS, pa.cpu_count()))
 
 
-def _run_plain(job: Job, units: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, dict[str, Any]]]:
+def _run_plain(
+    job: Job, units: Sequence[Unit], embedding_set: EmbeddingSet, workers: int
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
     pool = ThreadPoolExecutor(workers)
     futures: dict[Future, Unit] = {}
     try:
-        futures.update((pool.submit(transform_unit, job, unit), unit) for unit in units)
+        futures.update((pool.submit(transform_unit, job, unit, embedding_set), unit) for unit in units)
         for future in as_completed(futures):
             if future.exception() is not None:
                 break
@@ -72,9 +85,12 @@ def _run_plain(job: Job, units: Sequence[Unit], workers: int) -> Iterator[tuple[
 
 
 def _run_dask(
-    job: Job, units: Sequence[Unit], scheduler: str | None, workers: int
+    job: Job, units: Sequence[Unit], embedding_set: EmbeddingSet, scheduler: str | None, workers: int
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     distributed = require("distributed", "dask")
+    stored = JobFolder(job.output).embeddings
+    if not store.versions(stored):
+        store.publish(stored, embedding_set)
     with ExitStack() as stack:
         if scheduler is None:
             # One thread each: threads would wait for one another at Python's lock.

@@ -3,8 +3,8 @@
 ::
 
     .features.partial/lock          held while a job runs
-    .features.partial/job.json      what is being made; written once the embeddings are there
-    .features.partial/embeddings/   the set that every worker looks up in
+    .features.partial/job.json      what is being made
+    .features.partial/embeddings/   the set, where workers in other processes have to look it up
     .features.partial/records/      one file per finished unit of work
     .features.partial/data/         the parts; renamed to `features` when the manifest is in it
 

@@ -75,7 +75,7 @@ class Job:
     output : str
         Where the result is to appear.
     digest : str
-        Digest of the embeddings, which are stored in the folder of the job.
+        Digest of the embeddings, which workers in other processes find in the folder of the job.
     layout : "wide" or "vector"
     compression : str
         Codec of the Parquet files; "none" also leaves the vectors plain.
@@ -103,8 +103,15 @@ class Job:
     unit_rows: int
 
 
-def transform_unit(job: Job, unit: Unit) -> dict[str, Any]:
+def transform_unit(job: Job, unit: Unit, embedding_set: EmbeddingSet | None = None) -> dict[str, Any]:
     """Do one unit of work; doing it again, anywhere, gives the same bytes.
+
+    Parameters
+    ----------
+    job : Job
+    unit : Unit
+    embedding_set : EmbeddingSet, optional
+        What to look up in; by default what is stored in the folder of the job.
 
     Returns
     -------
@@ -119,7 +126,8 @@ def transform_unit(job: Job, unit: Unit) -> dict[str, Any]:
         If the output cannot be written.
     """
     folder = JobFolder(job.output)
-    embedding_set = _embeddings(str(folder.embeddings), job.digest)
+    if embedding_set is None:
+        embedding_set = _embeddings(str(folder.embeddings), job.digest)
     schema = output_schema(embedding_set, job.kept, job.layout)
     options = _writer_options(job)
     parts: dict[str, PartFile] = {}
