@@ -54,9 +54,10 @@ def test_dask_goes_on_where_another_engine_was_interrupted(
             raise InputError("the test stops here")
         return real(job, unit, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="stops here"):
+    with monkeypatch.context() as patch:
         patch.setattr(engines, "transform_unit", failing)
-        transform_dataset(make_set(), source, tmp_path / "out", unit_rows=100, workers=1)
+        with pytest.raises(InputError, match="stops here"):
+            transform_dataset(make_set(), source, tmp_path / "out", unit_rows=100, workers=1)
     resumed = {"engine": "dask", "workers": 1, "resume": True}
     summary = transform_dataset(make_set(), source, tmp_path / "out", unit_rows=100, **resumed)
     assert 7 <= summary.units_reused < summary.units
