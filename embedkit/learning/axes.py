@@ -18,15 +18,12 @@ import torch
 from torch import nn
 
 from embedkit.learning.data import Rows
-from embedkit.learning.losses import curvature_root, row_losses
+from embedkit.learning.derivatives import derivatives
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
 
-PASS_BATCH = 8_192
 # Categories whose noise is measured, per table: enough for a mean, and memory stays bounded.
 MAX_MEASURED = 20_000
-# Independent draws of signs where a head has several outputs; one is exact for a single output.
-NUM_PROBES = 4
 # An axis with less of its table's variance is as good as ignored by the network. What it holds is what the
 # optimizer happened to leave there, which trees would read at its face value.
 MIN_SHARE = 0.01
@@ -195,41 +192,35 @@ def _second_order(
     Both lists hold float64 tensors of shape (measured categories, axes, axes), summed over the rows of a
     category; the axes are the rows of `inverses`.
     """
-    device, dims = rows.codes.device, network.shape.embedding_dims
+    device = rows.codes.device
     slots = []
     for codes, size in zip(measured, network.shape.num_embeddings, strict=True):
         slot = torch.full((size,), len(codes))  # the last slot collects what is not measured
         slot[codes] = torch.arange(len(codes))
         slots.append(slot.to(device))
-    maps = [inverse.T.float().to(device) for inverse in inverses]
-    sums = [
+    widths = [len(inverse) for inverse in inverses]
+    curvature, squares = (
         [
-            torch.zeros(len(codes) + 1, m.shape[1] ** 2, device=device)
-            for codes, m in zip(measured, maps, strict=True)
+            torch.zeros(len(codes) + 1, width**2, device=device)
+            for codes, width in zip(measured, widths, strict=True)
         ]
         for _ in range(2)
-    ]
-    n_probes = 1 if network.shape.n_outputs == 1 else NUM_PROBES
-    for batch in rows.batches(PASS_BATCH):
-        embedded = network.lookup(batch.codes).requires_grad_()
-        outputs = network(embedded, batch.numeric)
-        root_weights = batch.weights.sqrt()  # so that products of two gradients carry the weight once
-        loss = (row_losses(heads, outputs, batch.targets, noise) * root_weights).sum()
-        (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)
-        probes = []
-        for _ in range(n_probes):
-            signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-            root = curvature_root(heads, outputs.detach(), noise, signs)
-            root = root * (root_weights / n_probes**0.5)[:, None]
-            probes += torch.autograd.grad((outputs * root).sum(), embedded, retain_graph=True)
-        for into, parts in zip(sums, (probes, [gradient]), strict=True):
-            for part in parts:
-                for i, column in enumerate(part.split(dims, dim=1)):
-                    turned = column @ maps[i]  # (batch, axes)
-                    outer = (turned[:, :, None] * turned[:, None, :]).flatten(1)  # (batch, axes * axes)
-                    into[i].index_add_(0, slots[i][batch.codes[:, i]], outer)
-    curvature, squares = (
-        [part[:-1].double().cpu().unflatten(1, (m.shape[1],) * 2) for part, m in zip(kind, maps, strict=True)]
-        for kind in sums
     )
-    return curvature, squares
+    for batch, parts in derivatives(network, heads, rows, inverses, noise, generator):
+        for i, part in enumerate(parts):
+            slot = slots[i][batch.codes[:, i]]
+            for root in part.roots:
+                curvature[i].index_add_(0, slot, outer(root))
+            squares[i].index_add_(0, slot, outer(part.gradient))
+    return tuple(
+        [
+            part[:-1].double().cpu().unflatten(1, (width, width))
+            for part, width in zip(kind, widths, strict=True)
+        ]
+        for kind in (curvature, squares)
+    )
+
+
+def outer(rows: torch.Tensor) -> torch.Tensor:
+    """Outer product of each row with itself, shape (n_rows, width * width)."""
+    return (rows[:, :, None] * rows[:, None, :]).flatten(1)
