@@ -35,14 +35,14 @@ def test_outputs_and_gradients_are_those_of_autograd(sizes, n_numeric, dropout):
     outputs = layers.forward(embedded.detach(), numeric)
     torch.testing.assert_close(outputs, expected.detach())
     torch.testing.assert_close(layers.backward(slope), embedded.grad)
-    torch.testing.assert_close(layers.parameters.grad, torch.cat([part.flatten() for part in by_autograd]))
+    torch.testing.assert_close(layers.gradient, torch.cat([part.flatten() for part in by_autograd]))
 
 
 def test_one_tensor_holds_all_parameters():
     network = network_of((7,), 1, 0.0)
     before = [parameter.detach().clone() for parameter in network.layers.parameters()]
     layers = LayerGradients(network)
-    layers.parameters.data += 1
+    layers.parameters += 1
     for old, new in zip(before, network.layers.parameters(), strict=True):
         torch.testing.assert_close(new.detach(), old + 1)
     assert layers.parameters.numel() == sum(old.numel() for old in before)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.learning.optimizer import TableOptimizer
+from embedkit.learning.optimizer import AdamW, TableOptimizer
 
 
 class DenseOptimizer:
@@ -145,3 +145,22 @@ def test_state_goes_back_bit_for_bit():
     lazy.settle()
     for table, other in zip(lazy.tables, expected, strict=True):
         assert torch.equal(table, other)
+
+
+def test_adamw_is_that_of_torch():
+    rng = np.random.default_rng(0)
+    start = torch.tensor(rng.normal(size=7))
+    ours = AdamW(start.clone(), weight_decay=0.1)
+    theirs = torch.nn.Parameter(start.clone())
+    reference = torch.optim.AdamW([theirs], betas=ours.betas, weight_decay=0.1)
+    for step in range(20):
+        gradient = torch.tensor(rng.normal(size=7)) * 10.0 ** -(step % 5)
+        theirs.grad, reference.param_groups[0]["lr"] = gradient, 0.1 / (1 + step)
+        reference.step()
+        if step == 10:
+            saved, parameters = ours.state(), ours.parameters.clone()
+            ours.step(-gradient, 1.0)
+            ours.load_state(saved)
+            ours.parameters.copy_(parameters)
+        ours.step(gradient, 0.1 / (1 + step))
+        torch.testing.assert_close(ours.parameters, theirs.detach())

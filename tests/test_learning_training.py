@@ -41,15 +41,14 @@ def make_trainer(n=60, *, seed=0, unknown_fraction=0.1, weights=None, classes=Fa
 def content(trainer):
     """All that a step changes, as bytes."""
     snapshot = trainer.snapshot()
-    layers = snapshot["layers"]["state"].values()
     parts = [
         *snapshot["network"].values(),
-        *(part for state in layers for part in state.values()),
         snapshot["noise"],
     ]
-    parts += [part for part in snapshot["tables"].values() if isinstance(part, torch.Tensor)]
+    states = [*snapshot["tables"].values(), *snapshot["layers"].values()]
+    parts += [part for part in states if isinstance(part, torch.Tensor)]
     parts += [snapshot["generator"], snapshot["torch"]]
-    rest = snapshot["tables"]["num_steps"], snapshot["position"], snapshot["layers"]["param_groups"]
+    rest = snapshot["tables"]["num_steps"], snapshot["position"], snapshot["layers"]["num_steps"]
     return [part.numpy().tobytes() for part in parts], rest
 
 

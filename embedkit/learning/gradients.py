@@ -7,7 +7,6 @@ vectors of any x86 processor, and all parameters lie side by side in one tensor,
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from embedkit.learning.network import EntityEmbeddingNetwork
 
@@ -24,20 +23,20 @@ class LayerGradients:
     ----------
     network : EntityEmbeddingNetwork
         On its device for good: the parameters of its layers become views of `parameters`, their gradients
-        views of its gradient.
+        views of `gradient`.
 
     Attributes
     ----------
-    parameters : nn.Parameter of shape (all parameters of the layers,)
+    parameters, gradient : tensor of shape (all parameters of the layers,)
     """
 
     def __init__(self, network: EntityEmbeddingNetwork) -> None:
         self.network = network
         own = list(network.layers.parameters())
-        self.parameters = nn.Parameter(torch.cat([part.detach().flatten() for part in own]))
-        self.parameters.grad = torch.zeros_like(self.parameters)
+        self.parameters = torch.cat([part.detach().flatten() for part in own])
+        self.gradient = torch.zeros_like(self.parameters)
         sizes = [part.numel() for part in own]
-        values, gradients = self.parameters.detach().split(sizes), self.parameters.grad.split(sizes)
+        values, gradients = self.parameters.split(sizes), self.gradient.split(sizes)
         for part, value, gradient in zip(own, values, gradients, strict=True):
             part.data, part.grad = value.view_as(part), gradient.view_as(part)
         *hidden, self.last = network.layers

@@ -1,4 +1,4 @@
-"""The optimizer of the embedding tables: shrinkage that knows the counts.
+"""The optimizers: of the embedding tables, with shrinkage that knows the counts, and of the layers.
 
 Adam divides each element's gradient by that element's own history, so a category seen three times takes steps
 as large as one seen 3,000 times, and memorises noise. Here a table has one second moment, a scalar over the
@@ -129,4 +129,46 @@ class TableOptimizer:
         self.second_moments.copy_(state["second_moments"])
         self.log_factors.copy_(state["log_factors"])
         self.travelled.copy_(state["travelled"])
+        self.num_steps = state["num_steps"]
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019), on one tensor.
+
+    The same as `torch.optim.AdamW`, which takes a second to import.
+
+    Parameters
+    ----------
+    parameters : tensor of shape (n,)
+        Changed in place.
+    weight_decay : float
+    betas : tuple of float, default=(0.9, 0.99)
+        Decay of the first and second moments, per step.
+    """
+
+    def __init__(
+        self, parameters: torch.Tensor, weight_decay: float, betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
+        self.parameters, self.weight_decay, self.betas = parameters, weight_decay, betas
+        self.mean, self.square = torch.zeros_like(parameters), torch.zeros_like(parameters)
+        self.num_steps = 0
+
+    def step(self, gradient: torch.Tensor, lr: float) -> None:
+        """Take one step at a learning rate."""
+        self.num_steps += 1
+        first, second = self.betas
+        self.mean.lerp_(gradient, 1 - first)
+        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        size = self.square.sqrt().div_((1 - second**self.num_steps) ** 0.5).add_(1e-8)
+        self.parameters.mul_(1 - lr * self.weight_decay)
+        self.parameters.addcdiv_(self.mean, size, value=-lr / (1 - first**self.num_steps))
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all that a step changes, the parameters apart."""
+        return {"mean": self.mean.clone(), "square": self.square.clone(), "num_steps": self.num_steps}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` copied."""
+        self.mean.copy_(state["mean"])
+        self.square.copy_(state["square"])
         self.num_steps = state["num_steps"]

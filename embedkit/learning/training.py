@@ -14,7 +14,7 @@ from embedkit.learning.gradients import LayerGradients
 from embedkit.learning.learned import History
 from embedkit.learning.losses import MIN_NOISE, accuracy, output_gradients, row_losses, squared_errors
 from embedkit.learning.network import EntityEmbeddingNetwork
-from embedkit.learning.optimizer import TableOptimizer
+from embedkit.learning.optimizer import AdamW, TableOptimizer
 from embedkit.learning.targets import Head
 
 MAX_RESTARTS = 3
@@ -67,9 +67,7 @@ class Trainer:
         self.generator = generator
         self.tables = TableOptimizer(list(network.tables), priors)
         self.gradients = LayerGradients(network)
-        self.layers = torch.optim.AdamW(
-            [self.gradients.parameters], lr=0.0, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
-        )
+        self.layers = AdamW(self.gradients.parameters, weight_decay)
         self.noise = torch.ones(len(heads), device=rows.device)  # residual variance of each target
         self.mean_weight = rows.weights.mean()
         self.epoch: Rows | None = None
@@ -102,8 +100,7 @@ class Trainer:
         weights = batch.weights / self.mean_weight
         slope = output_gradients(self.heads, outputs, batch.targets, self.noise)
         vectors_slope = self.gradients.backward(slope * (weights / len(weights))[:, None])
-        self.layers.param_groups[0]["lr"] = lr
-        self.layers.step()
+        self.layers.step(self.gradients.gradient, lr)
         self.tables.step(batch.codes, vectors_slope, TABLE_RATE * lr)
         if any(head.kind == "continuous" for head in self.heads):
             errors = weights @ squared_errors(self.heads, outputs, batch.targets) / len(weights)
@@ -153,7 +150,7 @@ class Trainer:
         cuda = self.rows.device.type == "cuda"
         return {
             "network": copy.deepcopy(self.network.state_dict()),
-            "layers": copy.deepcopy(self.layers.state_dict()),
+            "layers": self.layers.state(),
             "tables": self.tables.state(),
             "noise": self.noise.clone(),
             "generator": self.generator.get_state(),
@@ -167,7 +164,7 @@ class Trainer:
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Put everything back, bit for bit."""
         self.network.load_state_dict(snapshot["network"])
-        self.layers.load_state_dict(copy.deepcopy(snapshot["layers"]))
+        self.layers.load_state(snapshot["layers"])
         self.tables.load_state(snapshot["tables"])
         self.noise.copy_(snapshot["noise"])
         self.generator.set_state(snapshot["generator"])
