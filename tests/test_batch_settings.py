@@ -57,6 +57,7 @@ def test_settings_are_checked(
 ) -> None:
     with pytest.raises(InputError, match=message):
         transform_dataset(embedding_set, source, tmp_path / "out", **kwargs)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_unusable_inputs_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:

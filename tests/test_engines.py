@@ -135,3 +135,4 @@ def test_a_missing_engine_names_its_extra(tmp_path: Path, source: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout == 'distributed is not installed; pip install "embedkit[dask]"\n', run.stderr
+    assert list(tmp_path.iterdir()) == []

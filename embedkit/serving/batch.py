@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from tqdm import tqdm
 
 from embedkit import store as stored
 from embedkit.errors import InputError, OutputError
-from embedkit.serving.engines import ENGINES, run_units
+from embedkit.serving.engines import check_engine, run_units
 from embedkit.serving.output import MANIFEST, JobFolder, read_sealed, verify_output, writing
 from embedkit.serving.plan import make_plan
 from embedkit.serving.sources import Source, open_source
-from embedkit.serving.summary import JobSummary, total_counts
-from embedkit.serving.units import Job, Unit, embeddings_digest, output_schema
+from embedkit.serving.summary import JobSummary
+from embedkit.serving.units import Job, Unit, output_schema
 from embedkit.tables import EmbeddingSet
 
 __all__ = ["JobSummary", "transform_dataset", "verify_output"]
@@ -108,16 +109,15 @@ def transform_dataset(
     """
     began = time.perf_counter()
     limit = None if max_unknown is None else _fraction(max_unknown)
-    _check_settings(layout, compression, engine, columns, partition_by, workers, unit_rows)
+    _check_settings(layout, compression, columns, partition_by, workers, unit_rows)
+    check_engine(engine, scheduler)
     embedding_set, version = _load(store, version)
-    source = open_source(input)
-    folder = JobFolder(_local(output))
+    source, folder = open_source(input), JobFolder(_local(output))
     _check_apart(source, folder)
     job, units = make_plan(
         source,
         embedding_set,
         output=str(folder.output),
-        digest=embeddings_digest(embedding_set),
         columns=columns,
         replace=replace,
         layout=layout,
@@ -125,36 +125,23 @@ def transform_dataset(
         compression=compression,
         unit_rows=unit_rows,
     )
-    names = tuple(output_schema(embedding_set, job.kept, layout).names)
-
-    def summarize(records: Mapping[int, Mapping[str, Any]] | None, reused: int) -> JobSummary:
-        rows = [unit.rows for unit in units] if records is None else [r["rows"] for r in records.values()]
-        total = None if None in rows else sum(rows)
-        counts = total_counts(list((records or {}).values()))
-        shape = (len(source.files), len(units), reused, names)
-        return JobSummary(
-            folder.output, records is not None, total, *shape, *counts, time.perf_counter() - began
-        )
-
+    settings = _settings(job, version, output_schema(embedding_set, job.kept, layout).names)
+    summarize = partial(JobSummary.of, folder.output, settings["columns"], units, began)
     if dry_run:
-        return summarize(None, 0)
-    settings = _settings(job, version, names)
+        return summarize()
     with writing(folder), folder.lock():
         finished = _finished(folder, settings, units) if resume else None
         if finished is not None:
             folder.remove()
             return summarize(finished, len(units))
         _prepare(folder, settings, resume=resume, overwrite=overwrite)
-        records = {unit.index: record for unit in units if (record := _reusable(folder, unit)) is not None}
-        reused = len(records)
+        records = _reusable(folder, units)
         todo = [unit for unit in units if unit.index not in records]
         with _progress_bar(units, records, progress) as bar:
-            for unit, record in run_units(
-                job, todo, embedding_set, engine, scheduler=scheduler, workers=workers
-            ):
+            for unit, record in run_units(job, todo, embedding_set, engine, scheduler, workers):
                 records[unit.index] = record
                 bar.update(record["rows"])
-        summary = summarize(records, reused)
+        summary = summarize(records, len(units) - len(todo))
         summary.check_unknown(limit)
         folder.commit(_manifest(settings, units, records))
     return summary
@@ -173,17 +160,12 @@ def _load(store: str | os.PathLike | EmbeddingSet, version: str | None) -> tuple
 def _check_settings(
     layout: str,
     compression: str,
-    engine: str,
     columns: Sequence[str] | None,
     partition_by: Sequence[str] | None,
     workers: int | None,
     unit_rows: int,
 ) -> None:
-    choices = {
-        "layout": (layout, LAYOUTS),
-        "compression": (compression, COMPRESSIONS),
-        "engine": (engine, ENGINES),
-    }
+    choices = {"layout": (layout, LAYOUTS), "compression": (compression, COMPRESSIONS)}
     for name, (value, known) in choices.items():
         if value not in known:
             raise InputError(f"{name} must be one of {known}, got {value!r}")
@@ -272,9 +254,10 @@ def _prepare(folder: JobFolder, settings: Mapping[str, Any], *, resume: bool, ov
     folder.start(settings)
 
 
-def _reusable(folder: JobFolder, unit: Unit) -> dict[str, Any] | None:
-    record = folder.recorded(unit.index)
-    return record if record is not None and _is_of(record, unit) else None
+def _reusable(folder: JobFolder, units: Sequence[Unit]) -> dict[int, dict[str, Any]]:
+    """Records of the units that an earlier run has finished."""
+    found = ((unit, folder.recorded(unit.index)) for unit in units)
+    return {unit.index: record for unit, record in found if record is not None and _is_of(record, unit)}
 
 
 def _is_of(record: Mapping[str, Any], unit: Unit) -> bool:

@@ -23,12 +23,29 @@ ENGINES = ("plain", "dask")
 _MAX_THREADS = 4
 
 
+def check_engine(engine: str, scheduler: str | None) -> None:
+    """Find out whether an engine can run, before anything is written.
+
+    Raises
+    ------
+    InputError
+        If there is no such engine, or it takes no scheduler.
+    MissingExtraError
+        If dask.distributed is not installed.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine must be one of {ENGINES}, got {engine!r}")
+    if engine == "dask":
+        require("distributed", "dask")
+    elif scheduler is not None:
+        raise InputError(f'scheduler needs engine="dask", got {engine=} and {scheduler=}')
+
+
 def run_units(
     job: Job,
     units: Sequence[Unit],
     embedding_set: EmbeddingSet,
     engine: str,
-    *,
     scheduler: str | None = None,
     workers: int | None = None,
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
@@ -55,13 +72,9 @@ def run_units(
     ------
     InputError, OutputError
         The error of the first unit that failed. Units that were running by then are finished and recorded.
-    MissingExtraError
-        If dask.distributed is not installed.
     """
     if engine == "dask":
         yield from _run_dask(job, units, embedding_set, scheduler, workers or pa.cpu_count())
-    elif scheduler is not None:
-        raise InputError(f'scheduler needs engine="dask", got {engine=} and {scheduler=}')
     else:
         yield from _run_plain(job, units, embedding_set, workers or min(_MAX_THREADS, pa.cpu_count()))
 

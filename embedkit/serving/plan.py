@@ -19,7 +19,7 @@ from embedkit.serving.sources import (
     read_footer,
     require_columns,
 )
-from embedkit.serving.units import Job, Unit, output_schema, read_columns
+from embedkit.serving.units import Job, Unit, embeddings_digest, output_schema, read_columns
 from embedkit.tables import EmbeddingSet
 
 # Footers are small: waiting for the file system, not reading, is what takes time.
@@ -43,7 +43,6 @@ def make_plan(
     embedding_set: EmbeddingSet,
     *,
     output: str,
-    digest: str,
     columns: Sequence[str] | None,
     replace: bool,
     layout: str,
@@ -76,7 +75,7 @@ def make_plan(
     if source.format == "csv":
         read = [name for name in read_columns(embedding_set, kept, partition_by) if name not in key_types]
         csv_types = {name: infos[0].schema.field(name).type for name in read}
-    common = replace_fields(source, files=())
+    common, digest = replace_fields(source, files=()), embeddings_digest(embedding_set)
     job = Job(
         common, output, digest, layout, compression, kept, key_types, csv_types, partition_by, unit_rows
     )

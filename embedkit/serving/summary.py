@@ -1,11 +1,13 @@
 """What a batch job reports: rows, time, and the shares of unknown and missing values."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedkit.errors import InputError
+from embedkit.serving.units import Unit
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,33 @@ class JobSummary:
     unknown: Mapping[str, int]
     seconds: float
 
+    @classmethod
+    def of(
+        cls,
+        output: Path,
+        columns: Sequence[str],
+        units: Sequence[Unit],
+        began: float,
+        records: Mapping[int, Mapping[str, Any]] | None = None,
+        reused: int = 0,
+    ) -> "JobSummary":
+        """Sum up a job that began at a time of `time.perf_counter`; without records it is a dry run."""
+        done = [] if records is None else list(records.values())
+        rows = [unit.rows for unit in units] if records is None else [record["rows"] for record in done]
+        missing, unknown = _total_counts(done)
+        return cls(
+            output,
+            committed=records is not None,
+            rows=None if None in rows else sum(rows),
+            files=len({unit.file.name for unit in units}),
+            units=len(units),
+            units_reused=reused,
+            columns=tuple(columns),
+            missing=missing,
+            unknown=unknown,
+            seconds=time.perf_counter() - began,
+        )
+
     def __str__(self) -> str:
         rows = "rows not known before reading" if self.rows is None else f"{self.rows:,} rows"
         shape = f"{rows} in {self.files:,} file(s), {self.units:,} unit(s) of work, "
@@ -69,7 +98,7 @@ class JobSummary:
             )
 
 
-def total_counts(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
+def _total_counts(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
     """Missing and unknown rows per feature, summed over the records of units."""
     totals: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for record in records:
