@@ -21,7 +21,7 @@ from embedkit.tables import EmbeddingSet
 
 SETTINGS = {"unit_rows": 100, "workers": 2}
 
-# Says when it begins and ends, so that what is killed is the job and not the start of Python.
+# Says when it begins and ends, so that what is killed is the job, not the start of Python or its end.
 JOB = """
 import sys
 from embedkit.serving.batch import transform_dataset
@@ -90,7 +90,7 @@ def kill_at(delay: float, data: Path, output: Path) -> bool:
             process.wait(delay)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL
+        return b"ends" not in process.stdout.read() and process.wait() == -signal.SIGKILL
 
 
 def check_resumed(data: Path, output: Path, **settings: object) -> None:
