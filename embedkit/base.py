@@ -1,125 +1,26 @@
-"""What all estimators share: reading X, looking up vectors, learning them."""
+"""What the estimators that learn share."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pyarrow as pa
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
     _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
-    validate_data,
 )
 
 from embedkit.errors import InputError, require
-from embedkit.frames import to_table, type_family
-from embedkit.inputs import has_names, is_stream, prepare_rows, prepare_stream
+from embedkit.inputs import check_repeatable, is_stream, prepare_rows, prepare_stream
+from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
     from embedkit.learning.learned import Settings
     from embedkit.learning.lr_finder import LRFinderResult
-
-
-class FrameMixin:
-    """What all estimators here do with X: any frame, or an array whose columns are all categorical."""
-
-    def _read(self, X: Any, *, reset: bool) -> pa.Table:
-        """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`)."""
-        if has_names(X):
-            # Before scikit-learn sees it, whose error on repeated names has many lines.
-            table = to_table(X, as_strings=() if reset else self._text_columns())
-            _check_feature_names(self, X, reset=reset)
-            _check_n_features(self, table, reset=reset)
-            if not reset and not hasattr(self, "feature_names_in_"):
-                table = table.rename_columns(list(self._array_names(table.num_columns)))
-        else:
-            X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
-            names = getattr(self, "feature_names_in_", None)
-            if reset or names is None:
-                names = self._array_names(X.shape[1])
-            names = [str(name) for name in names]
-            table = to_table(X, feature_names=names, as_strings=() if reset else self._text_columns())
-        if table.num_rows == 0:
-            raise InputError("Found array with 0 sample(s) (rows): at least 1 row is required")
-        return table
-
-    def _text_columns(self) -> list[str]:
-        """Columns learned as text: of Python objects that mix types, every cell is one."""
-        tables = self.embeddings_.items()
-        return [name for name, part in tables if type_family(part.categories.type) == "string"]
-
-    def _array_names(self, width: int) -> tuple[str, ...]:
-        return tuple(f"x{i}" for i in range(width))
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.categorical = True
-        tags.input_tags.string = True
-        tags.input_tags.allow_nan = True
-        return tags
-
-
-class LookupMixin(TransformerMixin, FrameMixin):
-    """Transforms by looking rows up in `embeddings_`."""
-
-    embeddings_: EmbeddingSet
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Look up the vectors of every row; needs no torch.
-
-        Parameters
-        ----------
-        X : frame or array of shape (n_rows, n_columns)
-            Columns as in `fit`. Unknown and missing categories have vectors of their own.
-
-        Returns
-        -------
-        float32 array of shape (n_rows, n_features_out)
-            The vectors of each categorical column side by side, then the numeric columns.
-
-        Raises
-        ------
-        InputError
-            If a column changed its type since `fit` or holds infinite numbers.
-        ValueError
-            If the columns are not those of `fit`.
-        NotFittedError
-            If `fit` has not been called.
-        """
-        check_is_fitted(self)
-        return self.embeddings_.transform(self._read(X, reset=False))
-
-    def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
-        """Names of the columns that `transform` puts out.
-
-        Parameters
-        ----------
-        input_features : sequence of str, optional
-            Checked against the columns seen in `fit`, as in scikit-learn.
-        """
-        check_is_fitted(self)
-        if input_features is not None:
-            known = getattr(self, "feature_names_in_", None)
-            if known is not None and list(input_features) != list(known):
-                raise InputError("input_features is not equal to feature_names_in_")
-            if len(input_features) != self.n_features_in_:
-                raise InputError(
-                    "input_features should have length equal to number of features "
-                    f"({self.n_features_in_}), got {len(input_features)}"
-                )
-        return np.array(self.embeddings_.feature_names_out, dtype=object)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = []
-        return tags
 
 
 class EntityEmbeddingBase(LookupMixin, BaseEstimator):
@@ -179,7 +80,14 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, cache_dir: str | os.PathLike | None = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        cache_dir: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_seconds: float = 60.0,
     ) -> Self:
         """Learn vectors for the categorical columns of X from how they help to predict y.
 
@@ -196,6 +104,11 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         cache_dir : path, optional
             Directory where the codes of rows in files are kept while they are learned from, 4 bytes a value;
             that for temporary files by default. Nothing is left there.
+        checkpoint : path, optional
+            Directory for the state of the training, from which a later call with the same data and settings
+            goes on, and ends up with the same bits. It stays: remove it when what was learned is stored.
+        checkpoint_seconds : float, default=60.0
+            How often to write it, at most: an interruption loses no more than that.
 
         Returns
         -------
@@ -204,15 +117,30 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         Raises
         ------
         InputError
-            If data or parameters cannot be learned from; the message names the column and the cure.
+            If data or parameters cannot be learned from, or the checkpoint is of another training; the
+            message names the column and the cure.
+        UnstableTrainingError
+            If the loss goes to infinity or NaN, also at lower rates. After a sound epoch the estimator is
+            fitted all the same, with the best weights.
+        OutOfMemoryError
+            If not even a few rows at a time fit into memory.
         MissingExtraError
             If torch is not installed.
         """
         require("torch", "train")
         from embedkit import archive
-        from embedkit.learning.fit import learn
+        from embedkit.learning.fit import UnstableTrainingError, learn
 
-        self._learned = learn(*self._prepare(X, y, sample_weight, cache_dir))
+        if checkpoint is not None:
+            check_repeatable(self)
+        saving = {"checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
+        try:
+            self._learned = learn(*self._prepare(X, y, sample_weight, cache_dir), **saving)
+        except UnstableTrainingError as error:
+            if error.learned is not None:
+                self._learned = error.learned
+                self._publish(archive.embedding_set(self))
+            raise
         self._publish(archive.embedding_set(self))
         return self
 

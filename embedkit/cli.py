@@ -8,7 +8,7 @@ import click
 
 import embedkit
 from embedkit import console
-from embedkit.cli_options import NAMES, learning_options
+from embedkit.cli_options import NAMES, SAVING, learning_options, saving, saving_options
 from embedkit.console import Commands, Number
 
 if TYPE_CHECKING:
@@ -32,15 +32,16 @@ def main() -> None:
 
 def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
     """Read DATA; the options that say what its columns are for are taken out of `options`."""
-    from embedkit.files import read_training
+    from embedkit.files import open_training
 
     names = ("target", "columns", "drop", "weight", "skip_missing_target")
-    roles = {name: options.pop(name) for name in names}
-    return read_training(data, categorical=options["categorical_features"], **roles)
+    roles = {name: options.pop(name) for name in names} | {"stream": options.pop("stream", False)}
+    return open_training(data, categorical=options["categorical_features"], **roles)
 
 
 @main.command()
 @learning_options
+@saving_options
 @click.option("--out", required=True, type=click.Path(), help="Stored set to write, NAME.embedkit by custom.")
 @click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
 @click.option("--max-epochs", type=int, default=15, show_default=True, help="Passes over the data.")
@@ -62,7 +63,8 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
 def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
     """Learn vectors for categories and store them.
 
-    DATA is a CSV or Parquet file. What is stored also predicts the target.
+    DATA is a CSV or Parquet file, or a directory of Parquet files. What is stored also predicts the target.
+    A training that was interrupted goes on with --resume, and ends up with the same bits.
 
     \b
     Example:
@@ -72,13 +74,15 @@ def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
 
     files.check_output(out)
     rows = _read_rows(data, options)
+    saved = {name: options.pop(name) for name in SAVING}
     began = time.perf_counter()
     if console.on_terminal(quiet):
-        click.echo(f"Learning from {rows.X.num_rows:,} rows of {data} ...", err=True)
+        click.echo(f"Learning from {rows.num_rows:,} rows of {data} ...", err=True)
     estimator = rows.estimator(task, verbose=int(not quiet), **options)
-    version = estimator.fit(rows.X, rows.y, rows.sample_weight).save(out)
+    with saving(out, **saved) as how:
+        version = estimator.fit(rows.X, rows.y, rows.sample_weight, **how).save(out)
     if not quiet:
-        click.echo(console.fit_summary(estimator, rows.X.num_rows, time.perf_counter() - began))
+        click.echo(console.fit_summary(estimator, rows.num_rows, time.perf_counter() - began))
         click.echo(f"Stored in {out} as {version}.")
         click.echo(console.next_steps(out, estimator.embeddings_, data))
 

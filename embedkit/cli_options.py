@@ -1,13 +1,17 @@
-"""The options that the commands that learn have in common."""
+"""The options that the commands that learn have in common, and those of long trainings."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
 from embedkit.console import Names, Number, Widths
 
 NAMES = Names()
+SAVING = ("resume", "checkpoint", "checkpoint_seconds", "cache_dir")
 
 
 def learning_options(command: Callable) -> Callable:
@@ -73,6 +77,73 @@ def learning_options(command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def saving_options(command: Callable) -> Callable:
+    """Add the options of trainings that take long: from files, and to be gone on with."""
+    options = [
+        click.option(
+            "--stream/--no-stream",
+            default=None,
+            help="Learn from Parquet without reading all of it into memory; then DATA may also be a pattern "
+            "or a URI.  [default: above 5 million rows]",
+        ),
+        click.option(
+            "--cache-dir",
+            type=click.Path(file_okay=False),
+            help="Where --stream keeps coded rows meanwhile.  [default: beside OUT]",
+        ),
+        click.option("--resume", is_flag=True, help="Go on with a training that was interrupted."),
+        click.option(
+            "--checkpoint",
+            type=click.Path(file_okay=False),
+            help="Directory for the state of the training.  [default: OUT.checkpoint]",
+        ),
+        click.option(
+            "--checkpoint-seconds",
+            type=click.FloatRange(0),
+            default=60.0,
+            show_default=True,
+            help="How often to write it, at most.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def saving(
+    out: str,
+    *,
+    resume: bool,
+    checkpoint: str | None,
+    checkpoint_seconds: float,
+    cache_dir: str | None,
+) -> Iterator[dict[str, Any]]:
+    """What `saving_options` make of the parameters of an estimator's `fit`.
+
+    A checkpoint of before is removed unless it is to be gone on with, and so is this one when all is done.
+    """
+    from embedkit.learning.checkpoint import remove
+
+    if "://" not in out:
+        checkpoint = checkpoint or f"{os.path.normpath(out)}.checkpoint"
+        cache_dir = cache_dir or str(next(part for part in Path(out).absolute().parents if part.is_dir()))
+    if checkpoint is None:
+        if resume:
+            raise click.UsageError("--resume needs a --checkpoint where OUT is a URI")
+        yield {"cache_dir": cache_dir}
+        return
+    if not resume:
+        remove(checkpoint)
+    try:
+        yield {"cache_dir": cache_dir, "checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
+    except KeyboardInterrupt:
+        if os.path.isdir(checkpoint):
+            click.echo(f"\nThe training so far is in {checkpoint}: --resume goes on with it.", err=True)
+        raise
+    remove(checkpoint)
 
 
 def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None) -> None:

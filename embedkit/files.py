@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,13 @@ from embedkit.frames import numeric_block, type_family
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pyarrow.dataset import Dataset
 
     from embedkit.base import EntityEmbeddingBase
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
+# Parquet files of more rows than this are learned from without reading all of them into memory.
+STREAM_ROWS = 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,17 +33,22 @@ class TrainingData:
 
     Attributes
     ----------
-    X : pa.Table of n_rows rows
-        The columns to learn from.
-    y : Series or DataFrame of n_rows rows
-        One target, or several.
-    sample_weight : ndarray of shape (n_rows,) or None
-        How many rows each row stands for.
+    X : pa.Table of n_rows rows, or pyarrow.dataset.Dataset
+        The columns to learn from; of a dataset, which is not read yet, all columns.
+    y : Series or DataFrame of n_rows rows, or str or list of str
+        One target, or several; their names in a dataset.
+    sample_weight : ndarray of shape (n_rows,), str or None
+        How many rows each row stands for; the name of a column of a dataset.
     """
 
-    X: pa.Table
-    y: "pd.Series | pd.DataFrame"
-    sample_weight: np.ndarray | None
+    X: "pa.Table | Dataset"
+    y: "pd.Series | pd.DataFrame | str | list[str]"
+    sample_weight: np.ndarray | str | None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.X.num_rows if isinstance(self.X, pa.Table) else self.X.count_rows()
 
     def estimator(self, task: str = "auto", **parameters: Any) -> "EntityEmbeddingBase":
         """Choose the estimator that can also predict the target; it is not fitted yet.
@@ -66,11 +75,17 @@ class TrainingData:
         require("torch", "train")
         require("safetensors", "train")
         from embedkit.encoder import EntityEmbeddingEncoder
+        from embedkit.inputs import make_stream
+        from embedkit.learning.streaming import scan_heads
         from embedkit.learning.targets import as_targets, make_heads
         from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
 
-        targets, names, _ = as_targets(self.y)
-        kinds = {head.kind for head in make_heads(targets, names, task, self.sample_weight)}
+        if isinstance(self.X, pa.Table):
+            targets, names, _ = as_targets(self.y)
+            heads = make_heads(targets, names, task, self.sample_weight)
+        else:
+            heads = scan_heads(make_stream(self.X, self.y, self.sample_weight), task)
+        kinds = {head.kind for head in heads}
         if kinds == {"continuous"}:
             return EntityEmbeddingRegressor(target_type=task, **parameters)
         if "continuous" not in kinds:
@@ -153,6 +168,89 @@ def read_training(
         If the file cannot be read, lacks a column, or has weights that are no weights.
     """
     table = read_table(path)
+    used = _used_columns(path, table, target, columns, categorical, drop, weight)
+    table = _with_target(path, table, target, skip_missing_target)
+    return TrainingData(
+        table.select(used),
+        _targets(table, target),
+        None if weight is None else _weights(table, weight),
+    )
+
+
+def open_training(
+    path: str, target: Sequence[str], *, stream: bool | None = None, **roles: Any
+) -> TrainingData:
+    """Rows to learn from: read, or as a dataset that is read while it is learned from.
+
+    Parameters
+    ----------
+    path : path or URI
+        See `read_table`; a dataset may also be a pattern or a URI of Parquet files.
+    target : sequence of str
+        See `read_training`.
+    stream : bool, optional
+        Whether not to read the rows at once. By default this depends on their number.
+    **roles
+        As of `read_training`.
+
+    Returns
+    -------
+    TrainingData
+
+    Raises
+    ------
+    InputError
+        As `read_training` does.
+    """
+    if stream or (stream is None and _is_large(path)):
+        return _stream_training(path, target, **roles)
+    return read_training(path, target, **roles)
+
+
+def _is_large(path: str) -> bool:
+    from embedkit.inputs import open_dataset
+
+    if not os.path.exists(path):
+        return "://" in path or has_magic(path)
+    try:
+        return not path.lower().endswith(CSV_SUFFIXES) and open_dataset(path).count_rows() > STREAM_ROWS
+    except (InputError, pa.ArrowException, OSError):
+        return False  # what is wrong with it is said where it is read
+
+
+def _stream_training(
+    path: str,
+    target: Sequence[str],
+    *,
+    columns: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    weight: str | None = None,
+    skip_missing_target: bool = False,
+) -> TrainingData:
+    from embedkit.inputs import open_dataset
+
+    dataset = open_dataset(path)
+    schema = dataset.schema
+    _check_unique(path, schema.names)
+    used = _used_columns(path, schema.empty_table(), target, columns, categorical, drop, weight)
+    wanted = [*used, *target, *([] if weight is None else [weight])]
+    dataset = dataset.replace_schema(pa.schema([schema.field(name) for name in dict.fromkeys(wanted)]))
+    for name in target if skip_missing_target else ():
+        dataset = dataset.filter(~pc.field(name).is_null(nan_is_null=True))
+    return TrainingData(dataset, target[0] if len(target) == 1 else list(target), weight)
+
+
+def _used_columns(
+    path: str | os.PathLike,
+    table: pa.Table,
+    target: Sequence[str],
+    columns: Sequence[str],
+    categorical: Sequence[str],
+    drop: Sequence[str],
+    weight: str | None,
+) -> list[str]:
+    """The columns to learn from; the parameters are those of `read_training`."""
     weights = [] if weight is None else [weight]
     named = {"target": target, "columns": columns, "categorical": categorical, "drop": drop}
     _check_named(path, table, named | {"weight": weights})
@@ -167,12 +265,7 @@ def read_training(
         raise InputError(
             f"categorical names {contradictory}, which is target, weight or left out: name it once"
         )
-    table = _with_target(path, table, target, skip_missing_target)
-    return TrainingData(
-        table.select(used),
-        _targets(table, target),
-        None if weight is None else _weights(table, weight),
-    )
+    return used
 
 
 def check_output(root: str | os.PathLike) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,15 @@ def is_stream(X: Any) -> bool:
         return True
     dataset = sys.modules.get("pyarrow.dataset")
     return dataset is not None and isinstance(X, dataset.Dataset)
+
+
+def check_repeatable(estimator: "EntityEmbeddingBase") -> None:
+    """Raise InputError where a second fit would draw other random numbers: no checkpoint can help it."""
+    if not isinstance(estimator.random_state, Integral):
+        raise InputError(
+            f"a checkpoint needs a random_state that is a number, got {estimator.random_state!r}: a training "
+            "that draws other numbers cannot go on from it"
+        )
 
 
 def prepare_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight: Any) -> tuple[Any, ...]:
@@ -123,7 +133,10 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
 
 
 def make_stream(
-    X: Any, y: str | Sequence[str], sample_weight: str | None, cache_dir: str | os.PathLike | None
+    X: Any,
+    y: str | Sequence[str],
+    sample_weight: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> "Stream":
     """The rows of a path, URI or dataset, where targets and weights are columns of it.
 

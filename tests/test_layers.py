@@ -27,7 +27,7 @@ LAYERS = [
     ["changes"],
     ["learning", "serving", "report"],
     ["worst"],
-    ["archive", "inputs", "base", "encoder", "predictors"],
+    ["archive", "inputs", "lookup", "base", "encoder", "predictors"],
     ["evaluation", "verdict", "advice", "files"],
     ["demo"],
     ["console"],

@@ -10,9 +10,10 @@ import torch
 
 from embedkit.learning.data import make_rows
 from embedkit.learning.learned import NetworkShape
+from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
-from embedkit.learning.training import Trainer, UnstableTrainingError, train
+from embedkit.learning.training import Trainer
 from embedkit.vocabulary import UNKNOWN
 
 

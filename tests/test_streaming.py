@@ -9,10 +9,19 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
+from embedkit import (
+    EmbeddingSet,
+    EntityEmbeddingClassifier,
+    EntityEmbeddingEncoder,
+    EntityEmbeddingRegressor,
+    InputError,
+    cli,
+    files,
+)
 from embedkit import inputs as inputs_module
 from embedkit.errors import OutputError
 from embedkit.frames import Roles, to_table
@@ -371,3 +380,54 @@ def test_a_cache_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -
     model = EntityEmbeddingRegressor(["shop"], **SMALL)
     with pytest.raises(OutputError, match=r"cannot write coded rows to .*none .*cache_dir"):
         model.fit(folder, "sales", cache_dir=tmp_path / "none")
+
+
+@pytest.mark.usefixtures("few_in_memory")
+def test_the_command_streams_what_it_is_told_to(folder: Path, rows: pa.Table, tmp_path: Path) -> None:
+    gaps = rows.slice(0, 300).set_column(3, "sales", pa.array([None] * 30 + [0.5, 1.5] * 135))
+    pq.write_table(gaps, folder / "a.parquet")
+
+    def fit(data: object, *more: str) -> Result:
+        out = str(tmp_path / f"out{len(os.listdir(tmp_path))}")
+        command = [
+            "fit",
+            str(data),
+            "--target",
+            "sales",
+            "--categorical",
+            "shop",
+            "--drop",
+            "open,grade,stars",
+        ]
+        command += ["--out", out, "--weight", "weight", "--max-epochs", "1", "--max-lr", "0.01", *more]
+        return CliRunner().invoke(cli.main, command)
+
+    lacking = fit(folder, "--stream")
+    assert lacking.exit_code == 1
+    assert "target 'sales' is missing in at least" in lacking.stderr
+    done = fit(f"{folder}/*.parquet", "--skip-missing-target")
+    assert done.exit_code == 0, done.output
+    assert "Learned from 670 rows" in done.stdout
+    (out,) = tmp_path.glob("out*")
+    stored = EmbeddingSet.load(out)
+    assert stored.features_in == ("shop", "town", "area")
+    weights = np.concatenate([rows["weight"].to_numpy()[30:300], rows["weight"].to_numpy()[300:]])
+    assert stored["shop"].counts[[0, *range(2, 42)]].sum() == weights.sum()
+    for wrong in (["--target", "salse"], ["--columns", "shop,twon"], ["--categorical", "sales"]):
+        refused = fit(folder, "--stream", *wrong)
+        assert refused.exit_code == 1
+        assert refused.stderr.count("\n") == 1
+
+
+def test_only_large_parquet_is_streamed_unasked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(files.open_training(str(folder), ["sales"]).X, pa.Table)
+    assert isinstance(files.open_training(str(folder), ["sales"], stream=True).X, ds.Dataset)
+    monkeypatch.setattr(files, "STREAM_ROWS", 699)
+    assert isinstance(files.open_training(str(folder), ["sales"]).X, ds.Dataset)
+    assert isinstance(files.open_training(str(folder), ["sales"], stream=False).X, pa.Table)
+    (tmp_path / "rows.csv").write_text("a,y\n" + "b,1\n" * 800)
+    assert isinstance(files.open_training(str(tmp_path / "rows.csv"), ["y"]).X, pa.Table)
+    with pytest.raises(InputError, match="does not exist"):
+        files.open_training(str(tmp_path / "none.parquet"), ["y"])

@@ -1,5 +1,6 @@
 """Learn a table: from columns and targets to vectors, in one pass that reads from top to bottom."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,15 @@ import torch
 from embedkit.columns import EmbeddingTable
 from embedkit.frames import Roles
 from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer_blocks
+from embedkit.learning.checkpoint import Checkpoint, fingerprint_of
 from embedkit.learning.learned import History, Learned, Projection, Settings
+from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.lr_finder import LRFinderResult, find_lr
 from embedkit.learning.network import weights_of
 from embedkit.learning.prepare import Preparation, prepare
 from embedkit.learning.schedules import make_schedule
 from embedkit.learning.streaming import Stream
 from embedkit.learning.targets import Head
-from embedkit.learning.training import train
 from embedkit.vocabulary import Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
@@ -34,6 +36,9 @@ def learn(
     y: np.ndarray | None,
     sample_weight: np.ndarray | None,
     settings: Settings,
+    *,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Learned:
     """Learn vectors for the categorical columns of a table.
 
@@ -49,6 +54,10 @@ def learn(
     sample_weight : ndarray of shape (n_rows,) or None
         How many rows each row stands for.
     settings : Settings
+    checkpoint : path, optional
+        Directory to write checkpoints to; if it holds one of this training, it goes on from there.
+    checkpoint_seconds : float, default=60.0
+        How often, at most.
 
     Returns
     -------
@@ -57,18 +66,26 @@ def learn(
     Raises
     ------
     InputError
-        If data or settings cannot be learned from.
+        If data or settings cannot be learned from, or the checkpoint is of another training.
     UnstableTrainingError
-        If the loss goes to infinity at every rate tried.
+        If the loss goes to infinity at every rate tried; its `learned` is what the best weights hold.
+    OutOfMemoryError
+        If not even a few rows at a time fit into memory.
     """
     with _own_random_state(settings.seed):
         preparation = prepare(table, roles, heads, y, sample_weight, settings)
-        finder = None
-        max_lr = settings.max_lr
+        saved, finder, max_lr = None, None, settings.max_lr
+        if checkpoint is not None:
+            saved = Checkpoint(checkpoint, fingerprint_of(preparation, settings), checkpoint_seconds)
         if max_lr == "auto":
             finder = range_test(preparation, settings)
             max_lr = finder.suggestion
-        history = _train(preparation, max_lr, settings)
+        try:
+            history = _train(preparation, max_lr, settings, saved)
+        except UnstableTrainingError as error:
+            if error.history.epochs:
+                error.learned = _harvest(preparation, error.history, finder, max_lr, settings)
+            raise
         return _harvest(preparation, history, finder, max_lr, settings)
 
 
@@ -93,7 +110,9 @@ def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LR
     return find_lr(preparation.trainer, progress=_bar("finding the learning rate", settings), **options)
 
 
-def _train(preparation: Preparation, max_lr: float, settings: Settings) -> History:
+def _train(
+    preparation: Preparation, max_lr: float, settings: Settings, checkpoint: Checkpoint | None
+) -> History:
     trainer = preparation.trainer
     schedule = make_schedule(
         settings.schedule,
@@ -109,6 +128,7 @@ def _train(preparation: Preparation, max_lr: float, settings: Settings) -> Histo
         watch=preparation.watch,
         n_iter_no_change=settings.n_iter_no_change,
         progress=_bar("learning", settings),
+        checkpoint=checkpoint,
     )
 
 

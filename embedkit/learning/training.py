@@ -1,31 +1,23 @@
-"""The training loop."""
+"""Training, step by step."""
 
 import copy
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from embedkit.errors import EmbedkitError
 from embedkit.learning.data import Rows
 from embedkit.learning.gradients import LayerGradients
-from embedkit.learning.learned import History
 from embedkit.learning.losses import MIN_NOISE, accuracy, output_gradients, row_losses, squared_errors
+from embedkit.learning.memory import OutOfMemoryError, Result, TornStepError, attempt, halved
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.optimizer import AdamW, TableOptimizer
 from embedkit.learning.targets import Head
 
-MAX_RESTARTS = 3
 # Step of the tables for one of the layers. Long tables need large steps to get where their prior wants them
 # within a training; the layers do best with small ones.
 TABLE_RATE = 4.0
 EVALUATION_BATCH = 16_384
-
-
-class UnstableTrainingError(EmbedkitError, ArithmeticError):
-    """The loss went to infinity or NaN, also at lower rates."""
 
 
 class Trainer:
@@ -62,7 +54,9 @@ class Trainer:
         generator: torch.Generator,
     ) -> None:
         self.network, self.heads, self.rows = network, heads, rows
-        self.batch_size = min(batch_size, len(rows))
+        self.batch_size = self.micro_batch = min(batch_size, len(rows))
+        self.evaluation_batch = EVALUATION_BATCH
+        self.moving = False  # whether a step is changing the weights
         self.unknown_fraction = unknown_fraction
         self.generator = generator
         self.tables = TableOptimizer(list(network.tables), priors)
@@ -94,20 +88,73 @@ class Trainer:
         self.epoch = self.rows.shuffled(self.generator, self.unknown_fraction, self.batch_size)
 
     def advance(self, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One step at a rate; loss and accuracy of the batch, left on the device."""
-        batch = self.next_batch()
-        outputs = self.gradients.forward(self.tables.lookup(batch.codes), batch.numeric)
-        weights = batch.weights / self.mean_weight
-        slope = output_gradients(self.heads, outputs, batch.targets, self.noise)
-        vectors_slope = self.gradients.backward(slope * (weights / len(weights))[:, None])
+        """One step at a rate; loss and accuracy of the batch, left on the device.
+
+        Where memory runs out the step is taken again with half as many rows at a time, `micro_batch`, whose
+        gradients add up to those of the batch; batch norm sees these rows only.
+
+        Raises
+        ------
+        OutOfMemoryError
+            If there are few rows at a time already.
+        TornStepError
+            If the weights were being changed; the next step will take fewer rows at a time.
+        """
+        batch, enough = attempt(self.next_batch)
+        if not enough:
+            raise OutOfMemoryError(
+                "out of memory in putting the rows of an epoch in order: give them as Parquet files, which "
+                "need not fit"
+            )
+        while True:
+            result, enough = attempt(lambda: self._take_step(batch, lr))
+            if enough:
+                return result
+            torn = self.moving
+            self.micro_batch = halved(min(self.micro_batch, len(batch)), "a training step")
+            if torn:
+                raise TornStepError("out of memory in the middle of a step: set a smaller batch_size")
+
+    def _take_step(self, batch: Rows, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self.moving = False
+        whole = self.micro_batch >= len(batch)
+        slopes, errors, loss, hits = self._pass(batch, len(batch)) if whole else self._passes(batch)
+        self.moving = True  # from here on memory must not run out
         self.layers.step(self.gradients.gradient, lr)
-        self.tables.step(batch.codes, vectors_slope, TABLE_RATE * lr)
-        if any(head.kind == "continuous" for head in self.heads):
-            errors = weights @ squared_errors(self.heads, outputs, batch.targets) / len(weights)
+        self.tables.step(batch.codes, slopes, TABLE_RATE * lr)
+        if errors is not None:
             self.noise.lerp_(errors, 0.01).clamp_(min=MIN_NOISE, max=1.0)
-        losses = row_losses(self.heads, outputs, batch.targets)
-        loss = weights @ losses / len(weights)
-        return loss, accuracy(self.heads, outputs, batch.targets, batch.weights)
+        self.moving = False
+        return loss, hits
+
+    def _pass(self, rows: Rows, batch_size: int) -> tuple[torch.Tensor, Any, torch.Tensor, Any]:
+        """Gradients from rows of a batch: those of the layers in place, by the vectors, squared errors, loss
+        and accuracy given back (None where there are none)."""
+        outputs = self.gradients.forward(self.tables.lookup(rows.codes), rows.numeric)
+        weights = rows.weights / self.mean_weight
+        slope = output_gradients(self.heads, outputs, rows.targets, self.noise)
+        slopes = self.gradients.backward(slope * (weights / batch_size)[:, None])
+        errors = None
+        if any(head.kind == "continuous" for head in self.heads):
+            errors = weights @ squared_errors(self.heads, outputs, rows.targets) / batch_size
+        loss = weights @ row_losses(self.heads, outputs, rows.targets) / batch_size
+        return slopes, errors, loss, accuracy(self.heads, outputs, rows.targets, rows.weights)
+
+    def _passes(self, batch: Rows) -> tuple[torch.Tensor, Any, torch.Tensor, Any]:
+        """As `_pass`, a few rows at a time."""
+        gradient, results, shares = torch.zeros_like(self.gradients.gradient), [], []
+        for rows in batch.batches(self.micro_batch):
+            results.append(self._pass(rows, len(batch)))
+            shares.append(rows.weights.sum() / batch.weights.sum())
+            gradient += self.gradients.gradient
+        self.gradients.gradient.copy_(gradient)
+        slopes, errors, losses, hits = zip(*results, strict=True)
+        return (
+            torch.cat(slopes),
+            None if errors[0] is None else sum(errors),
+            sum(losses),
+            None if hits[0] is None else sum(h * share for h, share in zip(hits, shares, strict=True)),
+        )
 
     def step(self, lr: float) -> tuple[float, float | None]:
         """One step at a rate; loss and accuracy of the batch as numbers (waits for the device)."""
@@ -124,9 +171,12 @@ class Trainer:
         Averages over the steps would trail behind the weights, in a short training by far. Without dropout
         the variance would be too small, and the layers would get larger inputs than they were trained on.
         """
-        batch = (self.epoch or self.rows).take(slice(0, EVALUATION_BATCH))
         self.tables.settle()
         self.network.train()
+        self._with_enough_memory(self._measure_batch_norm)
+
+    def _measure_batch_norm(self) -> None:
+        batch = (self.epoch or self.rows).take(slice(0, self.evaluation_batch))
         devices = [batch.codes.device] if batch.codes.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):  # a look at the network changes no random state
             self.network(self.network.lookup(batch.codes), batch.numeric)
@@ -135,15 +185,26 @@ class Trainer:
         """Mean loss and accuracy over rows, without dropout."""
         self.measure_batch_norm()
         self.network.eval()
+        return self._with_enough_memory(lambda: self._evaluate(rows))
+
+    def _evaluate(self, rows: Rows) -> tuple[float, float | None]:
         loss, hits, total = 0.0, None, float(rows.weights.sum())
         with torch.no_grad():
-            for batch in rows.batches(EVALUATION_BATCH):
+            for batch in rows.batches(self.evaluation_batch):
                 outputs = self.network(self.network.lookup(batch.codes), batch.numeric)
                 loss += float((row_losses(self.heads, outputs, batch.targets) * batch.weights).sum())
                 right = accuracy(self.heads, outputs, batch.targets, batch.weights)
                 if right is not None:
                     hits = (hits or 0.0) + float(right) * float(batch.weights.sum())
         return loss / total, None if hits is None else hits / total
+
+    def _with_enough_memory(self, call: Callable[[], Result]) -> Result:
+        """The result of a call, which takes `evaluation_batch` rows at a time."""
+        while True:
+            result, enough = attempt(call)
+            if enough:
+                return result
+            self.evaluation_batch = halved(self.evaluation_batch, "a look at the rows")
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of all that a step changes, random states included."""
@@ -167,92 +228,12 @@ class Trainer:
         self.layers.load_state(snapshot["layers"])
         self.tables.load_state(snapshot["tables"])
         self.noise.copy_(snapshot["noise"])
+        self.epoch, self.drawn_from = snapshot["epoch"], snapshot["drawn_from"]
+        self.position = snapshot["position"]
+        if self.epoch is None and self.drawn_from is not None:  # from a file, which holds no rows
+            self.generator.set_state(self.drawn_from)
+            self.draw_epoch()
         self.generator.set_state(snapshot["generator"])
         torch.set_rng_state(snapshot["torch"])
         if snapshot["cuda"] is not None:
             torch.cuda.set_rng_state(snapshot["cuda"], self.rows.device)
-        self.epoch, self.drawn_from = snapshot["epoch"], snapshot["drawn_from"]
-        self.position = snapshot["position"]
-
-
-def train(
-    trainer: Trainer,
-    schedule: Callable[[int], float],
-    max_epochs: int,
-    *,
-    watch: Rows | None = None,
-    n_iter_no_change: int = 5,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> History:
-    """Train to the end of the schedule, or until the watched rows get no better; keep the best weights.
-
-    An epoch whose loss is not finite is taken back and repeated at a tenth of the rate, at most three times
-    in all.
-
-    Parameters
-    ----------
-    trainer : Trainer
-    schedule : callable
-        Step, counted from 0, to learning rate.
-    max_epochs : int
-        Passes over the data.
-    watch : Rows, optional
-        Held-out rows. With them, the weights of the epoch with their lowest loss are kept.
-    n_iter_no_change : int
-        Epochs without a lower loss on the watched rows after which training stops.
-    progress : callable
-        Wraps the iterable of steps, as ``tqdm`` does.
-
-    Raises
-    ------
-    UnstableTrainingError
-        If the loss is still not finite after three restarts; the last sound weights are left in place.
-    """
-    history, rate_factor = History(), 1.0
-    best_loss, best_state = float("inf"), None
-    bar = iter(progress(range(max_epochs * trainer.steps_per_epoch)))
-    for epoch in range(1, max_epochs + 1):
-        start = trainer.snapshot()
-        while True:
-            first = (epoch - 1) * trainer.steps_per_epoch
-            lrs = [rate_factor * schedule(first + i) for i in range(trainer.steps_per_epoch)]
-            train_loss = _run_epoch(trainer, lrs, bar)
-            # The last step's loss does not know yet what that step did to the weights.
-            if math.isfinite(train_loss) and trainer.is_finite():
-                break
-            trainer.restore(start)
-            history.restarts += 1
-            if history.restarts > MAX_RESTARTS:
-                raise UnstableTrainingError(
-                    f"the loss is not finite in epoch {epoch}, not even at {rate_factor:g} times the "
-                    "learning rate: set a lower max_lr"
-                )
-            rate_factor /= 10
-            warnings.warn(
-                f"the loss was not finite in epoch {epoch}: repeating it at {rate_factor:g} times the rate",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        history.lrs += lrs
-        watched = trainer.evaluate(watch) if watch is not None else (None, None)
-        names = ("epoch", "train_loss", "validation_loss", "validation_accuracy")
-        history.epochs.append(dict(zip(names, (epoch, train_loss, *watched), strict=True)))
-        if watch is None:
-            history.best_epoch = epoch
-        elif watched[0] < best_loss:
-            best_loss, best_state, history.best_epoch = watched[0], trainer.snapshot(), epoch
-        elif epoch - history.best_epoch >= n_iter_no_change:
-            break
-    if best_state is not None:
-        trainer.restore(best_state)
-    trainer.measure_batch_norm()
-    return history
-
-
-def _run_epoch(trainer: Trainer, lrs: Sequence[float], bar: Iterator[int]) -> float:
-    """One step at each rate; the mean loss."""
-    losses = []
-    for lr in lrs:
-        losses.append(trainer.advance(lr)[0])
-        next(bar, None)
-    return torch.stack(losses).mean().item()  # the one wait for the device in an epoch

@@ -1,0 +1,110 @@
+"""What estimators do with X once something is learned: read it, look vectors up, name the columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from sklearn.base import TransformerMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted, validate_data
+
+from embedkit.errors import InputError
+from embedkit.frames import to_table, type_family
+from embedkit.inputs import has_names
+from embedkit.tables import EmbeddingSet
+
+
+class FrameMixin:
+    """What all estimators here do with X: any frame, or an array whose columns are all categorical."""
+
+    def _read(self, X: Any, *, reset: bool) -> pa.Table:
+        """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`)."""
+        if has_names(X):
+            # Before scikit-learn sees it, whose error on repeated names has many lines.
+            table = to_table(X, as_strings=() if reset else self._text_columns())
+            _check_feature_names(self, X, reset=reset)
+            _check_n_features(self, table, reset=reset)
+            if not reset and not hasattr(self, "feature_names_in_"):
+                table = table.rename_columns(list(self._array_names(table.num_columns)))
+        else:
+            X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
+            names = getattr(self, "feature_names_in_", None)
+            if reset or names is None:
+                names = self._array_names(X.shape[1])
+            names = [str(name) for name in names]
+            table = to_table(X, feature_names=names, as_strings=() if reset else self._text_columns())
+        if table.num_rows == 0:
+            raise InputError("Found array with 0 sample(s) (rows): at least 1 row is required")
+        return table
+
+    def _text_columns(self) -> list[str]:
+        """Columns learned as text: of Python objects that mix types, every cell is one."""
+        tables = self.embeddings_.items()
+        return [name for name, part in tables if type_family(part.categories.type) == "string"]
+
+    def _array_names(self, width: int) -> tuple[str, ...]:
+        return tuple(f"x{i}" for i in range(width))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class LookupMixin(TransformerMixin, FrameMixin):
+    """Transforms by looking rows up in `embeddings_`."""
+
+    embeddings_: EmbeddingSet
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Look up the vectors of every row; needs no torch.
+
+        Parameters
+        ----------
+        X : frame or array of shape (n_rows, n_columns)
+            Columns as in `fit`. Unknown and missing categories have vectors of their own.
+
+        Returns
+        -------
+        float32 array of shape (n_rows, n_features_out)
+            The vectors of each categorical column side by side, then the numeric columns.
+
+        Raises
+        ------
+        InputError
+            If a column changed its type since `fit` or holds infinite numbers.
+        ValueError
+            If the columns are not those of `fit`.
+        NotFittedError
+            If `fit` has not been called.
+        """
+        check_is_fitted(self)
+        return self.embeddings_.transform(self._read(X, reset=False))
+
+    def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
+        """Names of the columns that `transform` puts out.
+
+        Parameters
+        ----------
+        input_features : sequence of str, optional
+            Checked against the columns seen in `fit`, as in scikit-learn.
+        """
+        check_is_fitted(self)
+        if input_features is not None:
+            known = getattr(self, "feature_names_in_", None)
+            if known is not None and list(input_features) != list(known):
+                raise InputError("input_features is not equal to feature_names_in_")
+            if len(input_features) != self.n_features_in_:
+                raise InputError(
+                    "input_features should have length equal to number of features "
+                    f"({self.n_features_in_}), got {len(input_features)}"
+                )
+        return np.array(self.embeddings_.feature_names_out, dtype=object)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
