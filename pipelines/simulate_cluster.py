@@ -11,6 +11,10 @@ the storage first and the network next; dictionary pages (any compression) cut i
 processor time, of which there is plenty. Work and output grow with the rows; the scheduler, the plan and the
 manifest grow with the units, and the scheduler is the next to be felt: larger units (``unit_rows``) help.
 
+Measured on two cores of an AMD EPYC: a unit takes 0.6 s of a processor, reads 7 MB and writes 269 MB; Dask
+takes 3.4 ms to schedule it. For ten billion rows on a hundred machines of 16 cores that is 90 s in all: 53 s
+of the storage (at 50 GB/s), 32 s of the scheduler, 21 s of the network, 4 s of the processors.
+
 What was checked on real processes, in the tests: the bytes do not depend on where and how often a unit runs;
 workers that are killed; drivers that are killed at every step to the disk; resuming. What is assumed: the
 bandwidth of network and storage (options below), and that a hundred machines see one file system on which
