@@ -2,9 +2,10 @@
 
 Four string columns (7 to 50,000 categories) become 64 floats. Plain pyarrow reads the same columns and writes
 64 columns of random floats that are ready in memory before the clock starts: there is no lookup, no hash and
-no sync to the disk. It is timed with its own defaults (dictionary pages, snappy), with the settings of the job
-(plain pages), and with these until the disk has taken them, which the job waits for. Every measurement is a process of its own; memory is the peak of its resident set, as Linux
-counts it. Where a run takes far longer than its processor time, it waited: for the disk, or for other work.
+no sync to the disk. It is timed with its own defaults (dictionary pages, snappy), with the settings of the
+job (plain pages), and with these until the disk has taken its files, which is what the job waits for. Every
+measurement is a process of its own; memory is the peak of its resident set, as Linux counts it. Where a run
+takes far longer than its processor time, it waited: for the disk, or for other work.
 
 A Dask worker is a process of one thread, so two of them are twice as much of the same. Their time includes
 the start of the cluster; their memory is that of the process that schedules.
