@@ -137,12 +137,6 @@ def test_directories_can_be_given_up(tmp_path: Path, rows: pa.Table, embedding_s
     assert found.schema.field("store").type == pa.int64()
 
 
-def test_too_many_directories_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
-    big = write_dataset(tmp_path / "big", make_rows(1_100), files=1)
-    with pytest.raises(InputError, match=r"0.parquet, row groups 0 to 10: columns \['id'\] have 1100 values"):
-        transform_dataset(embedding_set, big, tmp_path / "out", partition_by=["id"])
-
-
 @pytest.mark.parametrize("pattern", ["in/*.parquet", "in/[0-3].parquet", "**/?.parquet", "in"])
 def test_patterns_and_directories_find_the_same_files(
     tmp_path: Path, source: Path, embedding_set: EmbeddingSet, pattern: str
@@ -335,53 +329,6 @@ def test_resume_does_lost_parts_again(
     transform_dataset(embedding_set, source, tmp_path / "out", unit_rows=500, resume=True)
     assert sorted(done) == [1, 2, 3]
     assert verify_output(tmp_path / "out") == []
-
-
-def test_an_existing_output_is_replaced_only_on_request(
-    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
-) -> None:
-    transform_dataset(embedding_set, source, tmp_path / "out")
-    before = tree(tmp_path / "out")
-    with pytest.raises(OutputError, match="out exists: choose another output, or overwrite it"):
-        transform_dataset(embedding_set, source, tmp_path / "out")
-    with pytest.raises(OutputError, match="out exists"):
-        transform_dataset(make_set(1), source, tmp_path / "out", resume=True)
-    assert tree(tmp_path / "out") == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-    transform_dataset(make_set(1), source, tmp_path / "out", overwrite=True)
-    assert tree(tmp_path / "out").keys() == before.keys()
-    assert tree(tmp_path / "out") != before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-
-
-def test_a_second_job_is_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
-    expected = pytest.raises(OutputError, match=r"another job is writing .*out: wait for it")
-    with JobFolder(tmp_path / "out").lock(), expected:
-        transform_dataset(embedding_set, source, tmp_path / "out", resume=True, overwrite=True)
-    transform_dataset(embedding_set, source, tmp_path / "out")
-
-
-def test_the_lock_of_a_finished_job_is_worth_nothing(tmp_path: Path) -> None:
-    first, second = JobFolder(tmp_path / "out"), JobFolder(tmp_path / "out")
-    with first.lock():
-        first.remove()  # the second job opens a new lock file, not the one that has gone
-        with second.lock():
-            assert (second.root / "lock").exists()
-
-
-def test_too_many_unknown_values_fail_the_job_before_it_commits(
-    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet
-) -> None:
-    with pytest.raises(InputError, match=r"more than max_unknown=5.00% of the rows are unknown in .*'state'"):
-        transform_dataset(embedding_set, source, tmp_path / "out", max_unknown="5%")
-    assert not (tmp_path / "out").exists()
-    share = rows["state"].to_pylist().count("??") / 2_000
-    most = max(
-        share, rows["store"].to_pylist().count(999) / 2_000, rows["tail"].to_pylist().count("") / 2_000
-    )
-    summary = transform_dataset(embedding_set, source, tmp_path / "out", max_unknown=most, resume=True)
-    assert summary.committed
-    assert summary.units_reused == summary.units
 
 
 def test_what_is_sent_with_every_unit_does_not_grow_with_the_dataset(

@@ -6,13 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from batch_data import make_rows, make_set, write_dataset
+from batch_data import make_rows, make_set, tree, write_dataset
 from click.testing import CliRunner
 
 from embedkit.cli import transform as transform_command
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.batch import transform_dataset
 from embedkit.serving.config import load_job
+from embedkit.serving.output import JobFolder
 from embedkit.tables import EmbeddingSet
 
 
@@ -132,3 +133,56 @@ def test_the_command_can_give_up_directories(
     result = CliRunner().invoke(transform_command, list(map(str, [*arguments, *options])))
     assert result.exit_code == 2
     assert "not both" in result.output
+
+
+def test_too_many_directories_are_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    big = write_dataset(tmp_path / "big", make_rows(1_100), files=1)
+    with pytest.raises(InputError, match=r"0.parquet, row groups 0 to 10: columns \['id'\] have 1100 values"):
+        transform_dataset(embedding_set, big, tmp_path / "out", partition_by=["id"])
+
+
+def test_an_existing_output_is_replaced_only_on_request(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out")
+    before = tree(tmp_path / "out")
+    with pytest.raises(OutputError, match="out exists: choose another output, or overwrite it"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+    with pytest.raises(OutputError, match="out exists"):
+        transform_dataset(make_set(1), source, tmp_path / "out", resume=True)
+    assert tree(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    transform_dataset(make_set(1), source, tmp_path / "out", overwrite=True)
+    assert tree(tmp_path / "out").keys() == before.keys()
+    assert tree(tmp_path / "out") != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_a_second_job_is_refused(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    expected = pytest.raises(OutputError, match=r"another job is writing .*out: wait for it")
+    with JobFolder(tmp_path / "out").lock(), expected:
+        transform_dataset(embedding_set, source, tmp_path / "out", resume=True, overwrite=True)
+    transform_dataset(embedding_set, source, tmp_path / "out")
+
+
+def test_the_lock_of_a_finished_job_is_worth_nothing(tmp_path: Path) -> None:
+    first, second = JobFolder(tmp_path / "out"), JobFolder(tmp_path / "out")
+    with first.lock():
+        first.remove()  # the second job opens a new lock file, not the one that has gone
+        with second.lock():
+            assert (second.root / "lock").exists()
+
+
+def test_too_many_unknown_values_fail_the_job_before_it_commits(
+    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    with pytest.raises(InputError, match=r"more than max_unknown=5.00% of the rows are unknown in .*'state'"):
+        transform_dataset(embedding_set, source, tmp_path / "out", max_unknown="5%")
+    assert not (tmp_path / "out").exists()
+    share = rows["state"].to_pylist().count("??") / 2_000
+    most = max(
+        share, rows["store"].to_pylist().count(999) / 2_000, rows["tail"].to_pylist().count("") / 2_000
+    )
+    summary = transform_dataset(embedding_set, source, tmp_path / "out", max_unknown=most, resume=True)
+    assert summary.committed
+    assert summary.units_reused == summary.units
