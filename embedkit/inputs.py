@@ -121,9 +121,12 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
         partition_base_dir=first.path.removesuffix(first.name),
         partitioning=ds.HivePartitioning.discover(infer_dictionary=True),
     )
+    # What is read ahead at once is a file as a whole by default.
+    reading = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
+    layout = ds.ParquetFileFormat(default_fragment_scan_options=reading)
     try:
         factory = ds.FileSystemDatasetFactory(
-            source.system, [file.path for file in source.files], ds.ParquetFileFormat(), options
+            source.system, [file.path for file in source.files], layout, options
         )
         dataset = factory.finish(factory.inspect(promote_options="permissive", fragments=None))
     except (pa.ArrowException, OSError, TypeError) as error:

@@ -260,27 +260,27 @@ def test_without_resume_a_training_starts_anew(rows_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_random_moments_and_resumed(kind: signal.Signals, tmp_path: Path) -> None:
-    """Twenty kills, after each of which the published files are the same, byte for byte."""
-    X, y = sales(3_000)
+@pytest.mark.parametrize(("kind", "times"), [(signal.SIGKILL, 20), (signal.SIGINT, 3)])
+def test_killed_at_random_moments_and_resumed(kind: signal.Signals, times: int, tmp_path: Path) -> None:
+    """After each kill the published files are the same, byte for byte."""
+    X, y = sales(2_000)
     pq.write_table(X.append_column("y", pa.array(y)), tmp_path / "rows.parquet")
     start = [sys.executable, "-m", "embedkit"]
 
     def command(out: Path, *more: str) -> list[str]:
-        return start + fit_command(tmp_path / "rows.parquet", out, "--max-epochs", "40", *more)
+        return start + fit_command(tmp_path / "rows.parquet", out, "--max-epochs", "30", *more)
 
     began = time.monotonic()
     subprocess.run(command(tmp_path / "whole"), check=True)
     duration = time.monotonic() - began
     expected, moments = published(tmp_path / "whole"), np.random.default_rng(0)
     kills = resumed = 0
-    while kills < 20:
+    while kills < times:
         out = tmp_path / f"out{kills}"
         often = ("--checkpoint-seconds", "0.05")
         process = subprocess.Popen(command(out, *often), stderr=subprocess.DEVNULL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moments.uniform(0.3, 1.0) * duration)
+            process.wait(moments.uniform(0.5, 1.0) * duration)
         process.send_signal(kind)
         process.wait()
         if not (out / "CURRENT").exists():
@@ -289,4 +289,4 @@ def test_killed_at_random_moments_and_resumed(kind: signal.Signals, tmp_path: Pa
             subprocess.run(command(out, "--resume", *often), check=True)
         assert published(out) == expected
         shutil.rmtree(out)
-    assert resumed >= 10, "most of them in the training itself"
+    assert resumed >= times // 2, "most of them in the training itself"

@@ -4,6 +4,7 @@ The file is safetensors; what is no tensor is JSON in its header. It is written 
 renamed: whenever the process is killed, one of the two is there.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -133,7 +134,7 @@ def remove(directory: str | os.PathLike) -> None:
     directory = Path(directory)
     for name in (FILE, f"{FILE}.partial"):
         (directory / name).unlink(missing_ok=True)
-    if directory.is_dir() and not any(directory.iterdir()):
+    with contextlib.suppress(OSError):  # it is not there, or not empty
         directory.rmdir()
 
 

@@ -24,6 +24,7 @@ BUFFER_BYTES = 64 << 20
 MIN_BLOCKS = 16  # of a buffer, however wide the rows are
 # Pages that were read count as memory of the process until it gives them back.
 RELEASE_BYTES = 64 << 20
+RELEASE_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,22 @@ class ShuffledBlocks:
         draws = torch.Generator().manual_seed(self.seed + 1 + number)
         pieces = [piece for block in self.buffers[number].tolist() for piece in self._pieces(block)]
         order = torch.randperm(sum(stop - start for start, stop in pieces), generator=draws)
-
-        def gather(part: torch.Tensor) -> torch.Tensor:
-            return torch.cat([part[start:stop] for start, stop in pieces])[order]
-
-        codes, numeric, targets, weights = map(
-            gather, (self.rows.codes, self.rows.numeric, self.rows.targets, self.rows.weights)
-        )
-        self.rows.release()
+        parts = (self.rows.codes, self.rows.numeric, self.rows.targets, self.rows.weights)
+        codes, numeric, targets, weights = (self._gather(part, pieces)[order] for part in parts)
         codes.masked_fill_(torch.rand(codes.shape, generator=draws) < self.unknown_fraction, UNKNOWN)
         return Rows(codes, numeric, targets, weights).to(self.rows.device)
+
+    def _gather(self, part: torch.Tensor, pieces: list[tuple[int, int]]) -> torch.Tensor:
+        """Pieces of a column of the rows, one after the other."""
+        gathered = part.new_empty((sum(stop - start for start, stop in pieces), *part.shape[1:]))
+        place = 0
+        for number, (start, stop) in enumerate(pieces):
+            gathered[place : place + stop - start] = part[start:stop]
+            place += stop - start
+            if number % RELEASE_BLOCKS == 0:  # the system maps far more than what is read
+                self.rows.release()
+        self.rows.release()
+        return gathered
 
     def _pieces(self, block: int) -> list[tuple[int, int]]:
         """Where the rows of a block are: in two places where it goes over the end."""
