@@ -11,7 +11,9 @@ from embedkit.learning.network import EntityEmbeddingNetwork
 
 def network_of(sizes, n_numeric, dropout):
     torch.manual_seed(0)
-    network = EntityEmbeddingNetwork(NetworkShape((9,), (5,), n_numeric, sizes, 3), dropout, dropout).double()
+    network = EntityEmbeddingNetwork(
+        NetworkShape((9, 4), (3, 2), n_numeric, sizes, 3), dropout, dropout
+    ).double()
     for parameter in network.layers.parameters():  # batch norm's would start at 1 and 0
         parameter.data.normal_()
     return network.train()
@@ -32,9 +34,11 @@ def test_outputs_and_gradients_are_those_of_autograd(sizes, n_numeric, dropout):
 
     layers = LayerGradients(network)
     torch.manual_seed(1)  # the same dropout
-    outputs = layers.forward(embedded.detach(), numeric)
+    outputs = layers.forward(embedded.detach().clone(), numeric)
     torch.testing.assert_close(outputs, expected.detach())
-    torch.testing.assert_close(layers.backward(slope), embedded.grad)
+    by_feature = layers.backward(slope)
+    torch.testing.assert_close(torch.cat(by_feature, dim=1), embedded.grad)
+    assert [part.shape[1] for part in by_feature] == [3, 2]
     torch.testing.assert_close(layers.gradient, torch.cat([part.flatten() for part in by_autograd]))
 
 

@@ -43,8 +43,8 @@ def steps(rng, lrs, batch=5):
 
 
 def take(lazy, codes, gradients, lr):
-    gradient = torch.tensor(np.concatenate(gradients, axis=1), dtype=torch.float32)
-    lazy.step(torch.tensor(codes, dtype=torch.int32), gradient, lr)
+    parts = [torch.tensor(part, dtype=torch.float32) for part in gradients]
+    lazy.step(torch.tensor(codes, dtype=torch.int32), parts, lr)
 
 
 @settings(deadline=None, max_examples=50)
@@ -71,7 +71,7 @@ def test_one_step_by_hand():
     optimizer = TableOptimizer([table], [0.5])
     codes = torch.tensor([[0], [0], [1]], dtype=torch.int32)
     # Categories 0 and 1 have gradients 1 + 2 = 3 and -1: mean square (9 + 1) / 2 = 5 after bias correction.
-    optimizer.step(codes, torch.tensor([[1.0], [2.0], [-1.0]]), lr=0.2)
+    optimizer.step(codes, [torch.tensor([[1.0], [2.0], [-1.0]])], lr=0.2)
     rate = 0.2 / 5**0.5
     optimizer.settle()
     decay = 1 - rate * 0.5
@@ -85,7 +85,7 @@ def test_frequent_categories_go_where_their_rows_say_and_rare_ones_stay():
     optimizer = TableOptimizer([table], [prior])
     codes = torch.tensor(np.repeat([0, 1, 2], counts)[:, None], dtype=torch.int32)
     for step in range(1500):
-        optimizer.step(codes, (optimizer.lookup(codes) - 1) / n, lr=0.05 * 0.996**step)
+        optimizer.step(codes, [(optimizer.lookup(codes) - 1) / n], lr=0.05 * 0.996**step)
     optimizer.settle()
     np.testing.assert_allclose(table[:, 0], counts / (counts + n * prior), atol=2e-3)
 
@@ -94,10 +94,10 @@ def test_times_are_the_rates_taken():
     optimizer = TableOptimizer([torch.zeros(2, 1)], [0.1])
     codes = torch.tensor([[0], [1]], dtype=torch.int32)
     for lr in (0.3, 0.6):  # gradients of 2: the rates are 0.3 / 2 and 0.6 / 2
-        optimizer.step(codes, torch.tensor([[2.0], [-2.0]]), lr)
+        optimizer.step(codes, [torch.tensor([[2.0], [-2.0]])], lr)
     np.testing.assert_allclose(optimizer.times, [0.45], rtol=1e-6)
     state = optimizer.state()
-    optimizer.step(codes, torch.tensor([[2.0], [-2.0]]), 1.0)
+    optimizer.step(codes, [torch.tensor([[2.0], [-2.0]])], 1.0)
     optimizer.load_state(state)
     np.testing.assert_allclose(optimizer.times, [0.45], rtol=1e-6)
 
@@ -106,7 +106,7 @@ def test_a_step_far_too_long_halves_at_most():
     table = torch.tensor([[1.0], [8.0]])
     optimizer = TableOptimizer([table], [1e9])
     codes = torch.tensor([[0]], dtype=torch.int32)
-    optimizer.step(codes, torch.tensor([[0.1]]), lr=0.5)
+    optimizer.step(codes, [torch.tensor([[0.1]])], lr=0.5)
     optimizer.settle()
     np.testing.assert_allclose(table[:, 0], [0.0, 4.0], atol=1e-7)
 
@@ -117,7 +117,7 @@ def test_stored_numbers_stay_in_range_however_small_the_factor():
     codes = torch.tensor([[0]], dtype=torch.int32)
     for step in range(200):  # a factor of 2 ** -200 is out of float32's range
         before = optimizer.lookup(codes)
-        optimizer.step(codes, torch.tensor([[-1.0]]), lr=0.5)
+        optimizer.step(codes, [torch.tensor([[-1.0]])], lr=0.5)
         np.testing.assert_allclose(optimizer.lookup(codes), 0.5 * before + 0.5, rtol=1e-5)
         if step == 9:
             expected = optimizer.lookup(torch.tensor([[1]], dtype=torch.int32))

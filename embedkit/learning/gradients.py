@@ -45,9 +45,14 @@ class LayerGradients:
 
     @torch.no_grad()
     def forward(self, embedded: torch.Tensor, numeric: torch.Tensor) -> torch.Tensor:
-        """Outputs as of the network in training; batch norm's running averages stay as they are."""
+        """Outputs as of the network in training; batch norm's running averages stay as they are.
+
+        Changes `embedded` in place.
+        """
         mask = self.network.embedding_dropout.mask(embedded)
-        x = torch.cat([embedded * mask, numeric], dim=1)
+        x = embedded.mul_(mask)
+        if numeric.shape[1]:
+            x = torch.cat([x, numeric], dim=1)  # (batch, inputs)
         self.saved = [(mask,)]
         for linear, norm, dropout in self.blocks:
             before = product(x, linear.weight, linear.bias)  # (batch, units)
@@ -62,8 +67,9 @@ class LayerGradients:
         return product(x, self.last.weight, self.last.bias)  # (batch, n_outputs)
 
     @torch.no_grad()
-    def backward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Gradients of all parameters from the one by the last outputs; returns that by the vectors."""
+    def backward(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """Gradients of all parameters from the one by the last outputs; returns those by each feature's
+        vectors."""
         (x,) = self.saved.pop()
         self.last.weight.grad.copy_(gradient.T @ x)
         self.last.bias.grad.copy_(gradient.sum(dim=0))
@@ -80,7 +86,9 @@ class LayerGradients:
             # That of linear.bias is zero and stays so: batch norm takes the mean out again.
             g = product(g, linear.weight.T)  # (batch, inputs)
         (mask,) = self.saved.pop()
-        return g[:, : mask.shape[1]] * mask
+        dims = self.network.shape.embedding_dims
+        parts = zip(g[:, : mask.shape[1]].split(dims, dim=1), mask.split(dims, dim=1), strict=True)
+        return [part * kept for part, kept in parts]
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

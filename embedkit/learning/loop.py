@@ -193,6 +193,7 @@ def _keep_best(trainer: Trainer, position: _Position) -> None:
     if position.best is not None:
         trainer.restore(position.best)
     if position.history.epochs:
+        trainer.tables.settle()
         trainer.measure_batch_norm()
 
 

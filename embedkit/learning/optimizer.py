@@ -66,30 +66,29 @@ class TableOptimizer:
             table.mul_(factor)
         self.log_factors.zero_()
 
-    def step(self, codes: torch.Tensor, gradient: torch.Tensor, lr: float) -> None:
+    def step(self, codes: torch.Tensor, gradients: Sequence[torch.Tensor], lr: float) -> None:
         """Take one step.
 
         Parameters
         ----------
         codes : tensor of shape (batch, n_features)
             The rows of the tables that were looked up.
-        gradient : tensor of shape (batch, sum of embedding_dims)
-            Of the mean loss by the looked-up vectors.
+        gradients : sequence of tensor of shape (batch, embedding_dim)
+            Of the mean loss by the looked-up vectors of each feature.
         lr : float
             Learning rate.
         """
         self.num_steps += 1
         columns = codes.T.long()  # (n_features, batch)
         groups, sizes = self._groups(columns)
-        parts = gradient.split(self.dims, dim=1)
         # Summed up over the rows of a category: as long as the table, or at one of the category's rows.
         is_short = [len(table) <= len(codes) for table in self.tables]
         sums = []
         for table, short, column, group, part in zip(
-            self.tables, is_short, columns, groups, parts, strict=True
+            self.tables, is_short, columns, groups, gradients, strict=True
         ):
             total = part.new_zeros(len(table) if short else len(codes), part.shape[1])
-            sums.append(total.index_add_(0, column if short else group, part.contiguous()))
+            sums.append(total.index_add_(0, column if short else group, part))
         squares = torch.stack([part.flatten().dot(part.flatten()) for part in sums])  # (n_features,)
         self.second_moments.lerp_(squares.double() / (sizes * self.widths), 1 - self.beta)
         unbiased = self.second_moments / (1 - self.beta**self.num_steps)
@@ -97,7 +96,7 @@ class TableOptimizer:
         self.travelled += rates
         # Past one half a step of the prior would overshoot; then it only halves.
         self.log_factors += torch.log1p(-(rates * self.priors).clamp(max=0.5))
-        scales = (-rates / self.log_factors.exp()).to(gradient.dtype)
+        scales = (-rates / self.log_factors.exp()).to(gradients[0].dtype)
         for table, short, column, part, scale in zip(
             self.tables, is_short, columns, sums, scales, strict=True
         ):
@@ -159,9 +158,10 @@ class AdamW:
         first, second = self.betas
         self.mean.lerp_(gradient, 1 - first)
         self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        size = self.square.sqrt().div_((1 - second**self.num_steps) ** 0.5).add_(1e-8)
+        unbiased = (1 - second**self.num_steps) ** 0.5
+        size = self.square.sqrt().add_(1e-8 * unbiased)
         self.parameters.mul_(1 - lr * self.weight_decay)
-        self.parameters.addcdiv_(self.mean, size, value=-lr / (1 - first**self.num_steps))
+        self.parameters.addcdiv_(self.mean, size, value=-lr * unbiased / (1 - first**self.num_steps))
 
     def state(self) -> dict[str, Any]:
         """A copy of all that a step changes, the parameters apart."""

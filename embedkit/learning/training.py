@@ -127,7 +127,7 @@ class Trainer:
         self.moving = False
         return loss, hits
 
-    def _pass(self, rows: Rows, batch_size: int) -> tuple[torch.Tensor, Any, torch.Tensor, Any]:
+    def _pass(self, rows: Rows, batch_size: int) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
         """Gradients from rows of a batch: those of the layers in place, by the vectors, squared errors, loss
         and accuracy given back (None where there are none)."""
         outputs = self.gradients.forward(self.tables.lookup(rows.codes), rows.numeric)
@@ -140,7 +140,7 @@ class Trainer:
         loss = weights @ row_losses(self.heads, outputs, rows.targets) / batch_size
         return slopes, errors, loss, accuracy(self.heads, outputs, rows.targets, rows.weights)
 
-    def _passes(self, batch: Rows) -> tuple[torch.Tensor, Any, torch.Tensor, Any]:
+    def _passes(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
         """As `_pass`, a few rows at a time."""
         gradient, results, shares = torch.zeros_like(self.gradients.gradient), [], []
         for rows in batch.batches(self.micro_batch):
@@ -150,7 +150,7 @@ class Trainer:
         self.gradients.gradient.copy_(gradient)
         slopes, errors, losses, hits = zip(*results, strict=True)
         return (
-            torch.cat(slopes),
+            [torch.cat(parts) for parts in zip(*slopes, strict=True)],
             None if errors[0] is None else sum(errors),
             sum(losses),
             None if hits[0] is None else sum(h * share for h, share in zip(hits, shares, strict=True)),
@@ -171,7 +171,6 @@ class Trainer:
         Averages over the steps would trail behind the weights, in a short training by far. Without dropout
         the variance would be too small, and the layers would get larger inputs than they were trained on.
         """
-        self.tables.settle()
         self.network.train()
         self._with_enough_memory(self._measure_batch_norm)
 
@@ -179,7 +178,7 @@ class Trainer:
         batch = (self.epoch or self.rows).take(slice(0, self.evaluation_batch))
         devices = [batch.codes.device] if batch.codes.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):  # a look at the network changes no random state
-            self.network(self.network.lookup(batch.codes), batch.numeric)
+            self.network(self.tables.lookup(batch.codes), batch.numeric)
 
     def evaluate(self, rows: Rows) -> tuple[float, float | None]:
         """Mean loss and accuracy over rows, without dropout."""
@@ -191,7 +190,7 @@ class Trainer:
         loss, hits, total = 0.0, None, float(rows.weights.sum())
         with torch.no_grad():
             for batch in rows.batches(self.evaluation_batch):
-                outputs = self.network(self.network.lookup(batch.codes), batch.numeric)
+                outputs = self.network(self.tables.lookup(batch.codes), batch.numeric)
                 loss += float((row_losses(self.heads, outputs, batch.targets) * batch.weights).sum())
                 right = accuracy(self.heads, outputs, batch.targets, batch.weights)
                 if right is not None:
