@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from embedkit.errors import InputError, did_you_mean, require
-from embedkit.evaluation import ENCODINGS, MODELS, Problem, compare, feasible, pairs
+from embedkit.evaluation import ENCODINGS, Problem, compare, feasible, pairs
 from embedkit.frames import column_roles, is_array, numeric_block, to_table
+from embedkit.models import MODELS
 from embedkit.verdict import Evaluation
 
 KINDS = {"continuous": "regression", "binary": "binary", "multiclass": "multiclass"}

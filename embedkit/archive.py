@@ -27,6 +27,7 @@ WEIGHTS = "network.safetensors"
 PROJECTION = "projections."  # starts the names, in that file, of the maps from tables to published vectors
 HISTORY = "report/history.parquet"
 LR_FINDER = "report/lr_finder.parquet"
+_JSON_TYPES = (str, bool, int, float, dict, list, type(None))
 _LIBRARIES = ("torch", "numpy", "pyarrow", "scikit-learn")
 
 
@@ -38,7 +39,7 @@ def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
         "parameters": {
             name: _plain(value)
             for name, value in estimator.get_params(deep=False).items()
-            if not callable(value) and not isinstance(value, np.random.RandomState)
+            if not callable(value) and isinstance(_plain(value), _JSON_TYPES)
         },
         "feature_names_in": list(estimator._input_names()),
         "from_names": hasattr(estimator, "feature_names_in_"),
@@ -53,6 +54,7 @@ def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
         "prior_precisions": [projection.precision for projection in learned.projections],
         "noise": list(learned.noise),
         "max_lr": learned.max_lr,
+        "cross_fit": learned.cross_fit,
         "history": learned.history.epochs,
         "best_epoch": learned.history.best_epoch,
         "restarts": learned.history.restarts,
@@ -136,6 +138,7 @@ def load(kind: type[Estimator], path: str | os.PathLike, version: str | None = N
         history=History(content["history"], [], content["best_epoch"], content["restarts"]),
         lr_finder=None,
         max_lr=content["max_lr"],
+        cross_fit=content.get("cross_fit"),
     )
     estimator._publish(embeddings)
     return estimator

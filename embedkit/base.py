@@ -40,7 +40,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         embedding_dropout: float = 0.2,
         unknown_fraction: float = 0.03,
         shrinkage: float = 0.1,
-        min_reliability: float = 0.5,
+        min_reliability: float = 0.3,
+        cross_fit: Any = "auto",
         weight_decay: float = 0.01,
         max_lr: float | str = "auto",
         schedule: str = "one_cycle",
@@ -66,6 +67,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.unknown_fraction = unknown_fraction
         self.shrinkage = shrinkage
         self.min_reliability = min_reliability
+        self.cross_fit = cross_fit
         self.weight_decay = weight_decay
         self.max_lr = max_lr
         self.schedule = schedule
@@ -178,9 +180,41 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self._publish(archive.embedding_set(self))
         return self
 
-    def fit_transform(self, X: Any, y: Any, sample_weight: Any = None) -> np.ndarray:
-        """`fit`, then `transform` the same rows."""
-        return self.fit(X, y, sample_weight=sample_weight).transform(X)
+    def fit_transform(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> np.ndarray:
+        """`fit`, then encode the same rows for a model to learn from.
+
+        Where `cross_fit` says so, a row is encoded by vectors that were learned without it, in the space of
+        the tables: a model that learns from vectors which know its targets trusts rare categories too much.
+        New rows, for which `transform` is, have no such knowledge.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`, in memory.
+        groups : array of shape (n_rows,), optional
+            Rows of one group are in one fold of `cross_fit`.
+
+        Returns
+        -------
+        float32 array of shape (n_rows, n_features_out)
+        """
+        if is_stream(X):
+            raise InputError("fit_transform takes rows in memory: call fit for files, then transform_dataset")
+        if self.cross_fit is False:
+            return self.fit(X, y, sample_weight=sample_weight).transform(X)
+        require("torch", "train")
+        from embedkit import archive
+        from embedkit.cross_fitting import column_slices, cross_fit_rows
+        from embedkit.learning.fit import learn
+
+        inputs = self._prepare(X, y, sample_weight)
+        self._learned, crossed = cross_fit_rows(learn(*inputs), inputs, self.cross_fit, groups)
+        self._publish(archive.embedding_set(self))
+        vectors = self.embeddings_.transform(inputs[0])
+        places = column_slices(self.embeddings_)
+        for name, part in crossed.items():
+            vectors[:, places[name]] = part
+        return vectors
 
     def find_lr(self, X: Any, y: Any, sample_weight: Any = None, **sweep: Any) -> "LRFinderResult":
         """Run the learning-rate range test on the training that `fit` would do; changes nothing.
@@ -263,13 +297,16 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         from embedkit.learning.learned import Settings
 
         params = self.get_params(deep=False)
-        for name in ("categorical_features", "target_type"):
+        for name in ("categorical_features", "target_type", "cross_fit"):
             params.pop(name)
         params["hidden_layer_sizes"] = tuple(params["hidden_layer_sizes"])
         params["schedule_options"] = dict(params["schedule_options"] or {})
         params["progress"] = params.pop("verbose") > 0
-        params["seed"] = int(check_random_state(params.pop("random_state")).randint(2**31 - 1))
-        return Settings(**params)
+        params.pop("random_state")
+        return Settings(**params, seed=self._seed())
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _publish(self, embeddings: EmbeddingSet) -> None:
         """The fitted attributes, from what was learned."""
@@ -283,6 +320,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.n_iter_ = len(learned.history.epochs)
         self.best_iter_ = learned.history.best_epoch
         self.axes_ = learned.axes
+        self.cross_fit_ = learned.cross_fit
         classes = [head.classes for head in learned.heads]
         vars(self).pop("classes_", None)  # of an earlier fit
         if any(labels is not None for labels in classes):

@@ -46,8 +46,12 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     shrinkage : float, default=0.1
         Strength of the prior that draws vectors to zero: as strong as ``shrinkage * cardinality`` rows of
         evidence. A category with few rows stays near zero, one with many goes where they carry it.
-    min_reliability : float, default=0.5
+    min_reliability : float, default=0.3
         Share of an axis' variance that must not be sampling noise for it to be published.
+    cross_fit : "auto", False, int or splitter, default="auto"
+        Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
+        those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
+        does so for the columns where quick models get better by it on rows held out of the training rows.
     weight_decay : float, default=0.01
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
@@ -82,6 +86,10 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Categories of each categorical column, sorted.
     axes_ : dict of str to dict
         Of each feature the "reliability" and the variance "share" of all axes, those not published included.
+    cross_fit_ : dict or None
+        Of `fit_transform`: "features" says of each column whether it was "cross_fitted" and its
+        "alignment_residual" (how far vectors learned without a row lie from the full ones, relative to the
+        spread of these), "scores" what was measured, "reason" why it was chosen so. None after `fit`.
     history_ : list of dict
         Losses of each epoch: the mean over rows of half the squared error of the standardised target, or of
         the cross-entropy in nats.

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from embedkit.evaluation import MODELS
+from embedkit.models import MODELS
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "benchmark_quality.py"
 sys.path.insert(0, str(SCRIPT.parent))

@@ -15,7 +15,8 @@ from sklearn.neighbors import KNeighborsRegressor
 import embedkit
 from embedkit import EntityEmbeddingRegressor, InputError, advice, evaluation
 from embedkit.cli import main
-from embedkit.evaluation import Problem, compare, macro_auc
+from embedkit.evaluation import Problem, compare
+from embedkit.models import macro_auc
 from embedkit.verdict import Evaluation, paired_difference
 
 FAST = {"hidden_layer_sizes": (16,), "max_epochs": 5, "max_lr": 0.01}

@@ -27,7 +27,7 @@ class Settings:
     embedding_dropout: float = 0.2
     unknown_fraction: float = 0.03
     shrinkage: float = 0.1
-    min_reliability: float = 0.5
+    min_reliability: float = 0.3
     weight_decay: float = 0.01
     max_lr: float | str = "auto"
     schedule: str = "one_cycle"
@@ -166,6 +166,8 @@ class Learned:
         The range test behind an automatic rate.
     max_lr : float
         Peak learning rate used.
+    cross_fit : dict or None
+        What `fit_transform` did; see `embedkit.cross_fitting`.
     """
 
     tables: tuple[EmbeddingTable, ...]
@@ -180,3 +182,4 @@ class Learned:
     history: History
     lr_finder: LRFinderResult | None
     max_lr: float
+    cross_fit: Mapping[str, Any] | None = None

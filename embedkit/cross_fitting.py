@@ -1,0 +1,324 @@
+"""Training rows encoded by vectors that were learned without them: the folds, and where it pays.
+
+Vectors know the targets of the rows they were learned from. How much of that is noise that a model should not
+see differs from column to column: a category of three rows repeats their targets, one of three thousand does
+not, and where the targets have little noise the vectors are right to repeat them. So the choice is measured:
+on a fold that is held out of the tables and of the models that are asked.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from embedkit.errors import InputError
+from embedkit.tables import EmbeddingSet
+
+if TYPE_CHECKING:
+    from embedkit.learning.cross_fit import Evidence
+    from embedkit.learning.learned import Learned
+    from embedkit.learning.targets import Head
+
+N_FOLDS = 5
+# Fewer rows do not tell which choice is better; more would take longer and tell the same. With not so many,
+# several folds are held out in turn.
+MIN_ROWS, MAX_ROWS, ENOUGH_ROWS = 1_000, 12_000, 20_000
+# What a choice has to gain, in R2 or ROC AUC, mean over the models.
+MIN_GAIN = 0.001
+N_TREES = {"forest": 20, "lightgbm": 60}
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which rows each row must not have been learned from.
+
+    Attributes
+    ----------
+    test : int array of shape (n_rows,)
+        Fold that encodes each row.
+    cells : int array of shape (n_rows,)
+        Rows of one cell are in the same folds.
+    excluded : bool array of shape (n_folds, n_cells)
+        Cells that a fold's tables are learned without.
+    """
+
+    test: np.ndarray
+    cells: np.ndarray
+    excluded: np.ndarray
+
+
+def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
+    """Folds from a number or a splitter.
+
+    Parameters
+    ----------
+    cross_fit : int or splitter of scikit-learn
+        A number makes random folds, of whole groups where there are groups.
+    y : ndarray of shape (n_rows,) or (n_rows, n_targets)
+    groups : array of shape (n_rows,) or None
+    seed : int
+
+    Raises
+    ------
+    InputError
+        If `cross_fit` is neither, or tests a row twice.
+    """
+    from sklearn.model_selection import GroupKFold, KFold
+
+    n_rows = len(y)
+    if isinstance(cross_fit, (int, np.integer)) and not isinstance(cross_fit, bool):
+        if not 2 <= cross_fit <= n_rows:
+            raise InputError(f"cross_fit must be at least 2 and at most {n_rows} rows, got {cross_fit}")
+        kind = KFold if groups is None else GroupKFold
+        cross_fit = kind(int(cross_fit), shuffle=True, random_state=seed)
+    if not hasattr(cross_fit, "split"):
+        raise InputError(
+            "cross_fit must be 'auto', False, a number of folds or a splitter of scikit-learn, "
+            f"got {cross_fit!r}"
+        )
+    test = np.full(n_rows, -1)
+    learned_from = []
+    for fold, (train, held) in enumerate(cross_fit.split(np.empty((n_rows, 1)), y, groups)):
+        if (test[held] >= 0).any():
+            raise InputError("cross_fit tests a row twice: give a splitter that tests each row once at most")
+        test[held] = fold
+        learned_from.append(np.isin(np.arange(n_rows), train))
+    # Rows that no fold tests, as the oldest of a split by time, are encoded without one another.
+    if (test < 0).any():
+        learned_from.append(test >= 0)
+        test[test < 0] = len(learned_from) - 1
+    membership = np.stack(learned_from, axis=1)
+    patterns, cells = np.unique(membership, axis=0, return_inverse=True)
+    return Folds(test, cells.reshape(-1), ~patterns.T)
+
+
+def cross_fit_rows(
+    learned: "Learned", inputs: tuple[Any, ...], cross_fit: Any, groups: Any
+) -> tuple["Learned", dict[str, np.ndarray]]:
+    """Encode the rows that were learned from without themselves, where that pays.
+
+    Parameters
+    ----------
+    learned : Learned
+    inputs : tuple
+        The arguments of `embedkit.learning.fit.learn` that it came from.
+    cross_fit : "auto", int or splitter
+    groups : array of shape (n_rows,) or None
+
+    Returns
+    -------
+    learned : Learned
+        With a record of what was done; columns that do not help have a table of zeros.
+    vectors : dict of str to float32 array of shape (n_rows, width)
+        The columns that are cross-fitted.
+    """
+    from embedkit.learning.cross_fit import alignment_residual, coded_rows, gather_evidence, silence
+
+    table, _, _, targets, weights, settings = inputs
+    measured = isinstance(cross_fit, str)
+    if measured and cross_fit != "auto":
+        raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
+    features = [part.feature for part in learned.tables]
+    if measured and table.num_rows < MIN_ROWS:
+        reason = f"{table.num_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
+        return replace(learned, cross_fit=_record(features, (), (), {}, [], reason)), {}
+    folds = make_folds(N_FOLDS if measured else cross_fit, targets, groups, settings.seed)
+    n_cells = folds.excluded.shape[1]
+    rows = coded_rows(learned, table, targets, weights)
+    evidence = gather_evidence(learned, rows, folds.cells, n_cells, settings.seed)
+    codes = rows.codes.numpy()
+    found = dict(zip(features, look_up(evidence, codes, folds.test, folds.excluded), strict=True))
+    residuals = {
+        part.feature: alignment_residual(part.vectors[codes[:, i]], found[part.feature])
+        for i, part in enumerate(learned.tables)
+    }
+    chosen, useless, scores, reason = features, [], [], "asked for"
+    if measured:
+        n_pilots = min(max(ENOUGH_ROWS // table.num_rows, 1), N_FOLDS)
+        pilots = [Pilot.learn(inputs, learned.max_lr, folds, held_out) for held_out in range(n_pilots)]
+        useless = [name for name in features if all(name in pilot.useless for pilot in pilots)]
+        chosen, scores, reason = choose(pilots, residuals)
+    record = _record(features, chosen, useless, residuals, scores, reason)
+    learned = replace(silence(learned, useless), cross_fit=record)
+    return learned, {name: found[name] for name in chosen}
+
+
+def look_up(
+    evidence: Sequence["Evidence"], codes: np.ndarray, which: np.ndarray, excluded: np.ndarray
+) -> list[np.ndarray]:
+    """Vectors of rows from tables that were learned without some cells.
+
+    Parameters
+    ----------
+    evidence : sequence of Evidence
+        One per table.
+    codes : int array of shape (n_rows, n_tables)
+    which : int array of shape (n_rows,)
+        Row of `excluded` that is for each row.
+    excluded : bool array of shape (n_choices, n_cells)
+
+    Returns
+    -------
+    list of float32 array of shape (n_rows, width)
+        One per table.
+    """
+    result = [np.empty((len(codes), part.vectors.shape[1]), dtype=np.float32) for part in evidence]
+    for choice in np.unique(which):
+        here = np.flatnonzero(which == choice)
+        for i, part in enumerate(evidence):
+            result[i][here] = part.without(excluded[choice])[codes[here, i]]
+    return result
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A training without one fold, which shows what helps on rows that nothing was learned from.
+
+    Attributes
+    ----------
+    embeddings : EmbeddingSet
+        Of the columns that help the network on the held-out rows.
+    useless : list of str
+        The other categorical columns.
+    train, held_out : float32 array of shape (n_rows, width)
+        Rows as the set encodes them.
+    crossed : dict of str to float32 array of shape (n_train, width of the column)
+        Vectors of the training rows, by column, that were learned without each row's fold.
+    targets : pair of ndarray of shape (n_rows, n_heads)
+        Of the training rows and the held-out ones.
+    heads : tuple of Head
+    seed : int
+    """
+
+    embeddings: EmbeddingSet
+    useless: list[str]
+    train: np.ndarray
+    held_out: np.ndarray
+    crossed: dict[str, np.ndarray]
+    targets: tuple[np.ndarray, np.ndarray]
+    heads: tuple["Head", ...]
+    seed: int
+
+    @classmethod
+    def learn(cls, inputs: tuple[Any, ...], max_lr: float, folds: Folds, held_out: int) -> "Pilot":
+        """Learn from the rows outside one fold as all rows were learned from, at a known rate."""
+        from embedkit.learning.cross_fit import coded_rows, gather_evidence, helpful
+        from embedkit.learning.fit import learn
+
+        table, roles, heads, targets, weights, settings = inputs
+        train = np.flatnonzero(~folds.excluded[held_out][folds.cells])
+        held = np.flatnonzero(folds.test == held_out)
+        train_weights = None if weights is None else weights[train]
+        settings = replace(settings, max_lr=max_lr)
+        pilot = learn(table.take(train), roles, heads, targets[train], train_weights, settings)
+        rows = coded_rows(pilot, table, targets, weights)
+        cells, n_cells = folds.cells[train], folds.excluded.shape[1]
+        evidence = gather_evidence(pilot, rows.take(train), cells, n_cells, settings.seed)
+        helps = dict(zip(roles.categorical, helpful(pilot, rows.take(held)), strict=True))
+        embeddings = EmbeddingSet([part for part in pilot.tables if helps[part.feature]], pilot.numerics)
+        # The models see a sample: enough to tell what is better.
+        rng = np.random.RandomState(settings.seed)
+        share = min(1.0, MAX_ROWS / (len(train) + len(held)))
+        train, held = (rng.permutation(part)[: max(1, round(share * len(part)))] for part in (train, held))
+        found = look_up(evidence, rows.codes.numpy()[train], folds.test[train], folds.excluded)
+        return cls(
+            embeddings,
+            [name for name, flag in helps.items() if not flag],
+            embeddings.transform(table.take(train)),
+            embeddings.transform(table.take(held)),
+            dict(zip(roles.categorical, found, strict=True)),
+            (targets[train], targets[held]),
+            tuple(heads),
+            settings.seed,
+        )
+
+    def scores(self, cross_fitted: Collection[str]) -> dict[str, float]:
+        """R2 or ROC AUC of quick models, mean over the targets."""
+        from sklearn.metrics import r2_score
+
+        from embedkit.models import MODELS, macro_auc, make_model
+
+        places, train = column_slices(self.embeddings), self.train.copy()
+        for name in self.embeddings:
+            if name in cross_fitted:
+                train[:, places[name]] = self.crossed[name]
+        scores = {}
+        for name in MODELS:
+            found = []
+            for i, head in enumerate(self.heads):
+                kind = "regression" if head.kind == "continuous" else head.kind
+                model = make_model(name, kind, scale=False, random_state=self.seed, n_jobs=1)
+                if name in N_TREES:
+                    model.set_params(n_estimators=N_TREES[name])
+                y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
+                if kind == "regression":
+                    found.append(r2_score(y_test, model.fit(train, y_train).predict(self.held_out)))
+                elif min(len(np.unique(y_train)), len(np.unique(y_test))) < 2:
+                    found.append(0.5)  # of one class there is nothing to tell
+                else:
+                    model.fit(train, y_train)
+                    found.append(macro_auc(y_test, model.predict_proba(self.held_out), model.classes_))
+            scores[name] = float(np.mean(found))
+        return scores
+
+
+def choose(
+    pilots: Sequence[Pilot], residuals: Mapping[str, float]
+) -> tuple[list[str], list[dict[str, Any]], str]:
+    """The columns to cross-fit: of none, the most affected ones, and all, what scores best.
+
+    Parameters
+    ----------
+    pilots : sequence of Pilot
+    residuals : dict of str to float
+        How far cross-fitting moves each column.
+
+    Returns
+    -------
+    chosen : list of str
+    scores : list of dict
+        What was tried: "cross_fitted", a score for each model, and their "mean".
+    reason : str
+    """
+    pilots = [pilot for pilot in pilots if pilot.embeddings]
+    useful = {name for pilot in pilots for name in pilot.embeddings}
+    if not useful:
+        return [], [], "no column helps on held-out rows"
+    ranked = sorted(useful, key=lambda name: (-residuals[name], name))
+    scores = []
+    for size in sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)}):
+        found = pd.DataFrame([pilot.scores(ranked[:size]) for pilot in pilots]).mean()
+        scores.append({"cross_fitted": ranked[:size], **found.to_dict(), "mean": float(found.mean())})
+    best = max(scores, key=lambda score: score["mean"])
+    gain = best["mean"] - scores[0]["mean"]
+    if gain < MIN_GAIN:
+        return [], scores, f"gains {gain:.4f} at best on held-out rows, too little"
+    return best["cross_fitted"], scores, f"gains {gain:.4f} on held-out rows, mean over the models"
+
+
+def column_slices(embeddings: EmbeddingSet) -> dict[str, slice]:
+    """The columns of each table in what a set puts out."""
+    starts = {name: i for i, name in enumerate(embeddings.feature_names_out)}
+    firsts = {name: starts[part.feature_names_out[0]] for name, part in embeddings.items()}
+    return {name: slice(first, first + embeddings[name].embedding_dim) for name, first in firsts.items()}
+
+
+def _record(
+    features: Sequence[str],
+    chosen: Sequence[str],
+    useless: Sequence[str],
+    residuals: Mapping[str, float],
+    scores: list[dict[str, Any]],
+    reason: str,
+) -> dict[str, Any]:
+    content = {
+        name: {
+            "cross_fitted": name in chosen and name not in useless,
+            "helps": name not in useless,
+            "alignment_residual": residuals.get(name),
+        }
+        for name in features
+    }
+    return {"features": content, "scores": scores, "reason": reason}

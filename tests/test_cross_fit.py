@@ -1,0 +1,204 @@
+"""Training rows encoded without themselves: folds, tables without rows, the choice, and what leaks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
+
+from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
+from embedkit.cross_fitting import make_folds
+from embedkit.learning.cross_fit import Evidence, alignment_residual
+from embedkit.vocabulary import UNKNOWN
+
+FAST = {"hidden_layer_sizes": (8,), "max_epochs": 4, "max_lr": 0.01, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def sales():
+    """Sales of 2,000 days: many rare shops, few towns, a number."""
+    rng = np.random.default_rng(0)
+    shop, town, area = rng.integers(0, 400, 2000), rng.integers(0, 5, 2000), rng.normal(size=2000)
+    X = pd.DataFrame({"shop": shop.astype(str), "town": town.astype(str), "area": area})
+    return X, rng.normal(size=400)[shop] + town + 0.3 * area + rng.normal(size=2000)
+
+
+def test_a_number_makes_that_many_folds():
+    folds = make_folds(4, np.zeros(100), None, 0)
+    assert np.bincount(folds.test).tolist() == [25] * 4
+    own = folds.excluded[folds.test, folds.cells]
+    assert own.all()
+    assert folds.excluded.sum() == 4
+
+
+def test_groups_stay_together():
+    groups = np.arange(100) % 10
+    folds = make_folds(3, np.zeros(100), groups, 0)
+    assert all(len(np.unique(folds.test[groups == group])) == 1 for group in range(10))
+
+
+def test_in_order_of_time_nothing_later_is_learned_from():
+    folds = make_folds(TimeSeriesSplit(4), np.zeros(100), None, 0)
+    for row in range(20, 100):  # the oldest block has nothing before it
+        learned_from = ~folds.excluded[folds.test[row]][folds.cells]
+        assert not learned_from[row:].any()
+        assert learned_from[:20].all()
+    oldest = ~folds.excluded[folds.test[0]][folds.cells]
+    assert not oldest[:20].any()
+    assert oldest[20:].all()
+
+
+@pytest.mark.parametrize(
+    ("cross_fit", "message"),
+    [
+        (1, "cross_fit must be at least 2"),
+        (101, "at most 100 rows"),
+        (True, "a number of folds or a splitter"),
+        (ShuffleSplit(3, random_state=0), "tests a row twice"),
+    ],
+)
+def test_folds_that_make_no_sense_are_refused(cross_fit, message):
+    with pytest.raises(InputError, match=message):
+        make_folds(cross_fit, np.zeros(100), None, 0)
+
+
+def ridge(counts, sums, precision):
+    """Vectors of width 1 that minimise half the squared errors of the rows plus the prior's penalty."""
+    return sums / (counts + precision)
+
+
+def test_without_a_fold_is_a_fit_without_it_where_the_loss_is_a_parabola():
+    rng = np.random.default_rng(0)
+    codes, cells = rng.integers(2, 12, 300), rng.integers(0, 3, 300)
+    y = rng.normal(size=300) + 1.0
+    precision = 0.5
+    counts, sums = np.zeros((3, 12)), np.zeros((3, 12))
+    np.add.at(counts, (cells, codes), 1)
+    np.add.at(sums, (cells, codes), y)
+    full = ridge(counts.sum(axis=0), sums.sum(axis=0), precision)
+    gradients = counts * full - sums
+    evidence = Evidence(
+        torch.tensor(full[:, None], dtype=torch.float32),
+        torch.tensor(counts, dtype=torch.float32),
+        torch.tensor(gradients[:, :, None], dtype=torch.float32),
+        torch.tensor(counts.sum(axis=0)[:, None, None], dtype=torch.float32),
+        torch.tensor([[precision]], dtype=torch.float64),
+    )
+    for fold in range(3):
+        others = np.arange(3) != fold
+        expected = ridge(counts[others].sum(axis=0), sums[others].sum(axis=0), precision)
+        found = evidence.without(~others)
+        np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
+    np.testing.assert_array_equal(evidence.without(np.zeros(3, dtype=bool)), evidence.vectors.numpy())
+
+
+def test_a_category_without_rows_left_is_unknown_and_steps_are_bounded():
+    vectors = torch.tensor([[0.0], [0.5], [2.0], [3.0]])
+    counts = torch.tensor([[0.0, 4.0, 3.0, 1.0], [0.0, 4.0, 0.0, 9.0]])
+    gradients = torch.full((2, 4, 1), -1e6)
+    evidence = Evidence(
+        vectors, counts, gradients, torch.ones(4, 1, 1), torch.ones(1, 1, dtype=torch.float64)
+    )
+    found = evidence.without(np.array([True, False]))[:, 0]
+    assert found[UNKNOWN] == 0.5
+    assert found[2] == found[UNKNOWN]
+    assert abs(found[3] - 3.0) == pytest.approx(2.5)  # as far as from unknown
+
+
+def test_alignment_residual_by_hand():
+    full = np.array([[0.0], [2.0]])
+    assert alignment_residual(full, full) == 0
+    assert alignment_residual(full, full + 1) == pytest.approx(1.0)
+    assert alignment_residual(np.ones((2, 1)), np.zeros((2, 1))) == 0
+
+
+def test_rows_do_not_know_themselves(sales):
+    X, y = sales
+    encoder = EntityEmbeddingEncoder(**FAST, cross_fit=5)
+    crossed = encoder.fit_transform(X, y)
+    plain = EntityEmbeddingEncoder(**FAST, cross_fit=False).fit(X, y).transform(X)
+    np.testing.assert_array_equal(encoder.transform(X), plain)  # new rows are encoded by the same tables
+    names = encoder.get_feature_names_out()
+    area = names == "area"
+    np.testing.assert_array_equal(crossed[:, area], plain[:, area])
+    # What the noise of a row did to its shop's vector is gone: the vector says less of this row's target.
+    shop = np.flatnonzero([name.startswith("shop") for name in names])[0]
+    signal = np.corrcoef(plain[:, shop], y)[0, 1] ** 2
+    assert np.corrcoef(crossed[:, shop], y)[0, 1] ** 2 < 0.8 * signal
+    features = encoder.cross_fit_["features"]
+    assert features["shop"]["alignment_residual"] > 3 * features["town"]["alignment_residual"] > 0
+    assert encoder.cross_fit_["reason"] == "asked for"
+
+
+def test_the_choice_is_measured_recorded_and_stored(sales, tmp_path):
+    X, y = sales
+    regressor = EntityEmbeddingRegressor(**FAST)
+    vectors = regressor.fit_transform(X, y)
+    record = regressor.cross_fit_
+    tried = [score["cross_fitted"] for score in record["scores"]]
+    assert tried[0] == []
+    assert sorted(tried[-1]) == ["shop", "town"]
+    best = max(record["scores"], key=lambda score: score["mean"])
+    assert {score["mean"] for score in record["scores"]} == {
+        np.mean([score[model] for model in ("knn", "forest", "lightgbm")]) for score in record["scores"]
+    }
+    crossed = [name for name, said in record["features"].items() if said["cross_fitted"]]
+    assert sorted(crossed) in (sorted(best["cross_fitted"]), [])
+    assert (vectors != regressor.transform(X)).any() == bool(crossed)
+    regressor.save(tmp_path / "sales.embedkit")
+    assert EntityEmbeddingRegressor.load(tmp_path / "sales.embedkit").cross_fit_ == record
+
+
+def test_few_rows_are_not_enough_to_measure(sales):
+    X, y = sales
+    encoder = EntityEmbeddingEncoder(**FAST)
+    vectors = encoder.fit_transform(X[:500], y[:500])
+    assert "too few" in encoder.cross_fit_["reason"]
+    np.testing.assert_array_equal(vectors, encoder.transform(X[:500]))
+
+
+def test_a_splitter_is_taken_and_not_stored(sales, tmp_path):
+    X, y = sales
+    encoder = EntityEmbeddingEncoder(**FAST, cross_fit=KFold(3))
+    encoder.fit_transform(X, y)
+    encoder.save(tmp_path / "sales.embedkit")
+    loaded = EntityEmbeddingEncoder.load(tmp_path / "sales.embedkit")
+    np.testing.assert_array_equal(loaded.transform(X), encoder.transform(X))
+
+
+def test_an_unknown_word_is_refused(sales):
+    with pytest.raises(
+        InputError, match="cross_fit must be 'auto', False, a number or a splitter, got 'yes'"
+    ):
+        EntityEmbeddingEncoder(**FAST, cross_fit="yes").fit_transform(*sales)
+
+
+def leak(vectors, y, model):
+    """How well a model that cannot learn single rows by heart knows the rows that it learned from."""
+    return roc_auc_score(y, model.fit(vectors, y).predict_proba(vectors)[:, 1])
+
+
+def test_noise_does_not_leak():
+    """5,000 categories of nothing: a model sees nothing in them, unless their vectors know its rows."""
+    from lightgbm import LGBMClassifier
+
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"id": rng.integers(0, 5000, 20_000).astype(str)})
+    new = pd.DataFrame({"id": rng.integers(0, 5000, 20_000).astype(str)})
+    y, y_new = rng.integers(0, 2, (2, 20_000))
+    models = {
+        "forest": RandomForestClassifier(50, min_samples_leaf=50, random_state=0),
+        "lightgbm": LGBMClassifier(n_estimators=50, random_state=0, n_jobs=1, verbose=-1),
+    }
+    honest = EntityEmbeddingClassifier(max_epochs=8, max_lr=0.01, random_state=0)
+    vectors, later = honest.fit_transform(X, y), honest.transform(new)
+    naive = EntityEmbeddingClassifier(max_epochs=8, max_lr=0.01, random_state=0, cross_fit=False)
+    naive_vectors = naive.fit_transform(X, y)
+    for model in models.values():
+        assert leak(naive_vectors, y, model) > 0.65
+        assert leak(vectors, y, model) < 0.52
+        assert abs(roc_auc_score(y_new, model.predict_proba(later)[:, 1]) - 0.5) < 0.015
+    assert not honest.cross_fit_["features"]["id"]["helps"]
+    assert (later == 0).all()
