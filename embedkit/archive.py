@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +77,16 @@ def embedding_set(estimator: "EntityEmbeddingBase") -> EmbeddingSet:
         metadata(estimator),
         features_in=[name for name in estimator._input_names() if name in features],
     )
+
+
+def save_once(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:
+    """`save`, by the first of the processes that learned together; the others wait until it is done."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return save(estimator, path)
+    version = [save(estimator, path) if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(version)
+    return version[0]
 
 
 def save(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:

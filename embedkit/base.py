@@ -238,6 +238,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
     def save(self, path: str | os.PathLike) -> str:
         """Publish tables, network and training history as a new version of a stored set.
 
+        Of several processes under torchrun the first one writes, and the others wait for it.
+
         Parameters
         ----------
         path : path or URI
@@ -251,7 +253,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         from embedkit import archive
 
         check_is_fitted(self)
-        return archive.save(self, path)
+        return archive.save_once(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, version: str | None = None) -> Self:

@@ -72,11 +72,22 @@ def learning_options(command: Callable) -> Callable:
             callback=_use_threads,
             help="CPU threads.",
         ),
-        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors, show no progress."),
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            callback=lambda ctx, param, quiet: quiet or not _is_first(),
+            help="Print nothing but errors, show no progress.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _is_first() -> bool:
+    """Whether this process is by itself, or the first of those that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
 def saving_options(command: Callable) -> Callable:

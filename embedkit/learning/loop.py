@@ -109,6 +109,9 @@ def train(
     position = _Position()
     if checkpoint is not None and (state := checkpoint.read()) is not None:
         position = _resume(trainer, state)
+    if trainer.group is not None:
+        steps = len(position.history.lrs) + len(position.losses)
+        trainer.group.check_same(steps, "the checkpoint they go on from")
     history = position.history
     bar = iter(progress(range(max_epochs * trainer.steps_per_epoch)))
     for _ in range(len(history.lrs) + len(position.losses)):
@@ -182,6 +185,8 @@ def _run_steps(
     checkpoint: Checkpoint | None,
 ) -> None:
     """One step at each rate that is still to come in this epoch."""
+    if trainer.group is not None and trainer.group.rank > 0:
+        checkpoint = None  # one writes, all can go on from it
     for lr in lrs[len(position.losses) :]:
         position.losses.append(trainer.advance(lr)[0])
         next(bar, None)

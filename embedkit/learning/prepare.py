@@ -11,6 +11,7 @@ import torch
 from embedkit.errors import InputError
 from embedkit.frames import Roles, numeric_block
 from embedkit.learning.data import Rows, hold_out, make_rows
+from embedkit.learning.group import Group, join_group
 from embedkit.learning.learned import NetworkShape, Settings
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims
 from embedkit.learning.numeric import NumericInputs
@@ -70,12 +71,13 @@ def prepare(
 ) -> Preparation:
     """Vocabularies, codes, network and optimizers, ready for the first step."""
     generator = torch.Generator().manual_seed(settings.seed)
+    group = join_group(settings.device)
     device = choose_device(settings.device)
     if isinstance(table, Stream):
         coded = _code_stream(table, roles, heads, settings, device, generator)
     else:
         coded = _code_table(table, roles, heads, y, sample_weight, settings, device, generator)
-    return _assemble(coded, roles, heads, settings, device, generator)
+    return _assemble(coded, roles, heads, settings, device, generator, group)
 
 
 def _code_table(
@@ -137,8 +139,11 @@ def _assemble(
     settings: Settings,
     device: torch.device,
     generator: torch.Generator,
+    group: Group | None,
 ) -> Preparation:
     vocabularies, inputs, total, rows = coded.vocabularies, coded.inputs, coded.total, coded.rows
+    if group is not None:
+        group.check_same(len(rows), "the number of rows")
     sizes = [vocabulary.num_embeddings for vocabulary in vocabularies]
     shape = NetworkShape(
         num_embeddings=tuple(sizes),
@@ -154,10 +159,11 @@ def _assemble(
         heads,
         rows,
         priors=priors,
-        batch_size=choose_batch_size(settings.batch_size, len(rows)),
+        batch_size=choose_batch_size(settings.batch_size, len(rows), 1 if group is None else group.size),
         weight_decay=settings.weight_decay,
         unknown_fraction=settings.unknown_fraction,
         generator=generator,
+        group=group,
     )
     counts = tuple(_trained_counts(vocabulary, total, settings) for vocabulary in vocabularies)
     return Preparation(vocabularies, inputs, tuple(heads), counts, priors, trainer, coded.watch, generator)
@@ -176,11 +182,18 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_batch_size(batch_size: int | str, n_rows: int) -> int:
-    """ "auto" is a power of two that makes 128 to 256 steps an epoch, within 32 and 1,024."""
+def choose_batch_size(batch_size: int | str, n_rows: int, n_processes: int = 1) -> int:
+    """Rows a step of all processes together, a number of them for each.
+
+    "auto" is a power of two that makes 128 to 256 steps an epoch, within 32 and 1,024.
+    """
     if batch_size == "auto":
-        return int(np.clip(2 ** int(math.log2(max(n_rows / 128, 1))), 32, 1024))
-    return int(batch_size)
+        wanted = int(np.clip(2 ** int(math.log2(max(n_rows / 128, 1))), 32, 1024))
+    else:
+        wanted = int(batch_size) * n_processes
+    if n_processes == 1:
+        return wanted
+    return max(min(wanted, n_rows) // n_processes, 1) * n_processes
 
 
 def _trained_counts(vocabulary: Vocabulary, total: float, settings: Settings) -> np.ndarray:

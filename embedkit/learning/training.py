@@ -8,6 +8,7 @@ import torch
 
 from embedkit.learning.data import Rows
 from embedkit.learning.gradients import LayerGradients
+from embedkit.learning.group import Group, SharedGradients
 from embedkit.learning.losses import MIN_NOISE, accuracy, output_gradients, row_losses, squared_errors
 from embedkit.learning.memory import OutOfMemoryError, Result, TornStepError, attempt, halved
 from embedkit.learning.network import EntityEmbeddingNetwork
@@ -39,6 +40,8 @@ class Trainer:
         Fraction of values that are replaced by unknown.
     generator : torch.Generator
         Draws the order of the rows and the values to replace.
+    group : Group, optional
+        Processes that share each batch.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Trainer:
         weight_decay: float,
         unknown_fraction: float,
         generator: torch.Generator,
+        group: Group | None = None,
     ) -> None:
         self.network, self.heads, self.rows = network, heads, rows
         self.batch_size = self.micro_batch = min(batch_size, len(rows))
@@ -60,7 +64,8 @@ class Trainer:
         self.unknown_fraction = unknown_fraction
         self.generator = generator
         self.tables = TableOptimizer(list(network.tables), priors)
-        self.gradients = LayerGradients(network)
+        self.group = group
+        self.gradients = LayerGradients(network) if group is None else SharedGradients(network, group)
         self.layers = AdamW(self.gradients.parameters, weight_decay)
         self.noise = torch.ones(len(heads), device=rows.device)  # residual variance of each target
         self.mean_weight = rows.weights.mean()
@@ -110,6 +115,10 @@ class Trainer:
             result, enough = attempt(lambda: self._take_step(batch, lr))
             if enough:
                 return result
+            if self.group is not None:
+                raise OutOfMemoryError(
+                    f"out of memory in a training step of process {self.group.rank}: set a smaller batch_size"
+                )
             torn = self.moving
             self.micro_batch = halved(min(self.micro_batch, len(batch)), "a training step")
             if torn:
@@ -117,8 +126,7 @@ class Trainer:
 
     def _take_step(self, batch: Rows, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         self.moving = False
-        whole = self.micro_batch >= len(batch)
-        slopes, errors, loss, hits = self._pass(batch, len(batch)) if whole else self._passes(batch)
+        slopes, errors, loss, hits = self._gradients(batch)
         self.moving = True  # from here on memory must not run out
         self.layers.step(self.gradients.gradient, lr)
         self.tables.step(batch.codes, slopes, TABLE_RATE * lr)
@@ -126,6 +134,23 @@ class Trainer:
             self.noise.lerp_(errors, 0.01).clamp_(min=MIN_NOISE, max=1.0)
         self.moving = False
         return loss, hits
+
+    def _gradients(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
+        """As `_pass`, of a whole batch."""
+        if self.group is not None:
+            return self._shared_pass(batch)
+        return self._pass(batch, len(batch)) if self.micro_batch >= len(batch) else self._passes(batch)
+
+    def _shared_pass(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
+        """As `_pass`, of a batch that the processes of the group share."""
+        rows, add = self.group.share(batch), self.group.add
+        with self.group.own_draws(rows.codes.device):
+            slopes, errors, loss, hits = self._pass(rows, len(batch))
+        add(self.gradients.gradient)
+        if hits is not None:
+            hits = add(hits * (rows.weights.sum() / batch.weights.sum()))
+        slopes = [self.group.side_by_side(part) for part in slopes]
+        return slopes, None if errors is None else add(errors), add(loss), hits
 
     def _pass(self, rows: Rows, batch_size: int) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
         """Gradients from rows of a batch: those of the layers in place, by the vectors, squared errors, loss
