@@ -116,7 +116,7 @@ def test_time_to_quality(runner, monkeypatch):
 
     def run(name, job, ours=None):
         if ours:
-            return {"prepared": 0.0, "curve": [(1.0, 0.5), (3.0, 0.4), (6.0, 0.41), (9.0, 0.42)]}
+            return {"prepared": 0.0, "curve": [(1.0, 0.5), (2.0, 0.5), (3.0, 0.4), (6.0, 0.41), (9.0, 0.42)]}
         return {"prepared": 1.0, "curve": curves[job["lr"]]} if name == "fastai" else None
 
     rows = benchmark.made_up(100)
