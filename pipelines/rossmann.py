@@ -114,17 +114,20 @@ def main() -> None:
         print(
             f"  network {i + 1}: {error:.4f} in {seconds:.0f} s, peak rate {network.max_lr_:.2g}", flush=True
         )
-    widths = {name: table.embedding_dim for name, table in networks[0].embeddings_.items()}
-    print(f"  widths: {widths}", flush=True)
 
     together = np.mean([network.predict(test[COLUMNS]) for network in networks], axis=0)
-    rows = []
+    rows, chosen = [], [name for name in downstream(args.threads) if name in args.models.split(",")]
+    if chosen:
+        encoder = networks[0]
+        vectors = encoder.fit_transform(train[COLUMNS], y)
+        widths = {name: table.embedding_dim for name, table in encoder.embeddings_.items()}
+        print(f"  cross-fitting: {encoder.cross_fit_['reason']}\n  widths: {widths}", flush=True)
     for name, make_model in downstream(args.threads).items():
         without = with_embeddings = float("nan")
-        if name in args.models.split(","):
+        if name in chosen:
             start = time.perf_counter()
-            model = make_model().fit(networks[0].transform(train[COLUMNS]), y)
-            with_embeddings = mape(sales, model.predict(networks[0].transform(test[COLUMNS])))
+            model = make_model().fit(vectors, y)
+            with_embeddings = mape(sales, model.predict(encoder.transform(test[COLUMNS])))
             print(f"  {name}: {with_embeddings:.4f} in {time.perf_counter() - start:.0f} s", flush=True)
             if args.without:
                 plain = make_pipeline(OrdinalEncoder(), StandardScaler(), make_model()).fit(train[COLUMNS], y)
