@@ -14,7 +14,7 @@ import torch
 from pyarrow.dataset import Dataset
 
 from embedkit.errors import InputError
-from embedkit.frames import Roles, numeric_block, to_table, type_family
+from embedkit.frames import Roles, as_numpy, numeric_block, to_table, type_family
 from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
 from embedkit.learning.numeric import NumericInputs, RunningMoments
@@ -117,19 +117,32 @@ class ValueCounts:
 
     def vocabulary(self, min_frequency: float | None = None, max_categories: int | None = None) -> Vocabulary:
         """The vocabulary of all that was counted; see `Vocabulary.fit`."""
-        chunks = [part.categories for part in self.parts]
-        missing = sum(part.counts[MISSING] for part in self.parts)
-        counts = np.concatenate([[missing], *(part.counts[FIRST:] for part in self.parts)])
+        values, counts = self._merged()
+        missing = np.array([sum(part.counts[MISSING] for part in self.parts)], dtype=counts.dtype)
+        if min_frequency is None and max_categories is None:
+            return Vocabulary(
+                self.feature, values, np.concatenate([missing, [0], counts]).astype(counts.dtype)
+            )
         found = Vocabulary.fit(
-            pa.chunked_array([pa.nulls(1, chunks[0].type), *chunks]),
+            pa.chunked_array([pa.nulls(1, values.type), values]),
             self.feature,
             min_frequency=min_frequency,
             max_categories=max_categories,
-            sample_weight=counts,
+            sample_weight=np.concatenate([missing, counts]),
         )
-        if not self.whole:
-            return found
-        return Vocabulary(self.feature, found.categories, found.counts.astype(np.int64))
+        return Vocabulary(self.feature, found.categories, found.counts.astype(counts.dtype))
+
+    def _merged(self) -> tuple[pa.Array, np.ndarray]:
+        """The distinct values in order, and how often each was counted."""
+        values = pa.concat_arrays([part.categories for part in self.parts])
+        counts = np.concatenate([part.counts[FIRST:] for part in self.parts])
+        if not len(values):
+            return values, counts
+        order = pc.sort_indices(values)
+        values, counts = values.take(order), counts[as_numpy(order)]
+        differs = as_numpy(pc.not_equal(values[1:], values[:-1]).cast(pa.uint8()))
+        starts = np.flatnonzero(np.append(np.uint8(1), differs))
+        return values.take(pa.array(starts)), np.add.reduceat(counts, starts)
 
 
 def scan_heads(stream: Stream, target_type: str) -> tuple[Head, ...]:
