@@ -6,7 +6,7 @@ not, and where the targets have little noise the vectors are right to repeat the
 on a fold that is held out of the tables and of the models that are asked.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,7 @@ def cross_fit_rows(
         The columns that are cross-fitted.
     """
     from embedkit.learning.cross_fit import alignment_residual, coded_rows, gather_evidence, silence
+    from embedkit.learning.fit import progress_bar
 
     table, _, _, targets, weights, settings = inputs
     measured = isinstance(cross_fit, str)
@@ -139,7 +140,8 @@ def cross_fit_rows(
         n_pilots = min(max(ENOUGH_ROWS // table.num_rows, 1), N_FOLDS)
         pilots = [Pilot.learn(inputs, learned.max_lr, folds, held_out) for held_out in range(n_pilots)]
         useless = [name for name in features if all(name in pilot.useless for pilot in pilots)]
-        chosen, scores, reason = choose(pilots, residuals)
+        bar = progress_bar("choosing what to cross-fit", settings)
+        chosen, scores, reason = choose(pilots, residuals, bar)
     record = _record(features, chosen, useless, residuals, scores, reason)
     learned = replace(silence(learned, useless), cross_fit=record)
     return learned, {name: found[name] for name in chosen}
@@ -265,7 +267,9 @@ class Pilot:
 
 
 def choose(
-    pilots: Sequence[Pilot], residuals: Mapping[str, float]
+    pilots: Sequence[Pilot],
+    residuals: Mapping[str, float],
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[list[str], list[dict[str, Any]], str]:
     """The columns to cross-fit: of none, the most affected ones, and all, what scores best.
 
@@ -274,6 +278,8 @@ def choose(
     pilots : sequence of Pilot
     residuals : dict of str to float
         How far cross-fitting moves each column.
+    progress : callable
+        Wraps the iterable of choices, as ``tqdm`` does.
 
     Returns
     -------
@@ -288,7 +294,8 @@ def choose(
         return [], [], "no column helps on held-out rows"
     ranked = sorted(useful, key=lambda name: (-residuals[name], name))
     scores = []
-    for size in sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)}):
+    sizes = sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)})
+    for size in progress(sizes):
         found = pd.DataFrame([pilot.scores(ranked[:size]) for pilot in pilots]).mean()
         scores.append({"cross_fitted": ranked[:size], **found.to_dict(), "mean": float(found.mean())})
     best = max(scores, key=lambda score: score["mean"])

@@ -107,7 +107,7 @@ def find_learning_rate(
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
     options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": AUTO_LR_BOUNDS, **sweep}
-    return find_lr(preparation.trainer, progress=_bar("finding the learning rate", settings), **options)
+    return find_lr(preparation.trainer, progress=progress_bar("finding the learning rate", settings), **options)
 
 
 def _train(
@@ -127,7 +127,7 @@ def _train(
         settings.max_epochs,
         watch=preparation.watch,
         n_iter_no_change=settings.n_iter_no_change,
-        progress=_bar("learning", settings),
+        progress=progress_bar("learning", settings),
         checkpoint=checkpoint,
     )
 
@@ -206,7 +206,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
         yield
 
 
-def _bar(what: str, settings: Settings) -> Callable[[Iterable[int]], Iterable[int]]:
+def progress_bar(what: str, settings: Settings) -> Callable[[Iterable[int]], Iterable[int]]:
     """A progress bar on a terminal, after two seconds; nothing elsewhere."""
     from tqdm import tqdm
 
