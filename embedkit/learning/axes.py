@@ -192,7 +192,7 @@ def _second_order(
     Both lists hold float64 tensors of shape (measured categories, axes, axes), summed over the rows of a
     category; the axes are the rows of `inverses`.
     """
-    device = rows.codes.device
+    device = rows.device
     slots = []
     for codes, size in zip(measured, network.shape.num_embeddings, strict=True):
         slot = torch.full((size,), len(codes))  # the last slot collects what is not measured

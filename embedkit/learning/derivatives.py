@@ -53,7 +53,7 @@ def derivatives(
         Residual variances; see `row_losses`.
     generator : torch.Generator
     """
-    maps = [inverse.T.float().to(rows.codes.device) for inverse in inverses]
+    maps = [inverse.T.float().to(rows.device) for inverse in inverses]
     n_probes = 1 if network.shape.n_outputs == 1 else NUM_PROBES
     for batch in rows.batches(PASS_BATCH):
         embedded = network.lookup(batch.codes).requires_grad_()

@@ -107,7 +107,8 @@ def find_learning_rate(
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
     options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": AUTO_LR_BOUNDS, **sweep}
-    return find_lr(preparation.trainer, progress=progress_bar("finding the learning rate", settings), **options)
+    bar = progress_bar("finding the learning rate", settings)
+    return find_lr(preparation.trainer, progress=bar, **options)
 
 
 def _train(
