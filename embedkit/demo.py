@@ -196,6 +196,12 @@ def _tell(network: "EntityEmbeddingClassifier", seconds: float, echo: Callable[[
     for name, table in tables.items():
         size = table.vocabulary.cardinality
         echo(f"  {name:8} {size:5,} categories -> {table.embedding_dim} numbers each")
+    said = network.cross_fit_["features"]
+    apart = [name for name, of in said.items() if of["cross_fitted"]]
+    echo(f"encoded without themselves: {', '.join(apart) or 'none'} ({network.cross_fit_['reason']})")
+    useless = [name for name, of in said.items() if not of["helps"]]
+    if useless:
+        echo(f"set to zero, as they do not help on held-out rows: {', '.join(useless)}")
 
 
 def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:
