@@ -100,6 +100,6 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     weight : tensor of shape (outputs, inputs)
     bias : tensor of shape (outputs,), optional
     """
-    if _ONEDNN is None or x.is_cuda or x.dtype != torch.float32:
+    if _ONEDNN is None or x.device.type != "cpu" or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
     return _ONEDNN(x, weight, bias, "none", [], "")
