@@ -87,6 +87,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         y: Any,
         sample_weight: Any = None,
         *,
+        groups: Any = None,
         cache_dir: str | os.PathLike | None = None,
         checkpoint: str | os.PathLike | None = None,
         checkpoint_seconds: float = 60.0,
@@ -103,6 +104,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             columns to predict; all other columns are learned from.
         sample_weight : array of shape (n_rows,), optional
             How many rows each row stands for. Of rows in files, the name of a column.
+        groups : ignored
+            For `fit_transform`: ``set_fit_request(groups=True)`` has a pipeline hand them on to it.
         cache_dir : path, optional
             Directory where the codes of rows in files are kept while they are learned from, 4 bytes a value;
             that for temporary files by default. Nothing is left there.
@@ -205,10 +208,9 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         require("torch", "train")
         from embedkit import archive
         from embedkit.cross_fitting import column_slices, cross_fit_rows
-        from embedkit.learning.fit import learn
 
         inputs = self._prepare(X, y, sample_weight)
-        self._learned, crossed = cross_fit_rows(learn(*inputs), inputs, self.cross_fit, groups)
+        self._learned, crossed = cross_fit_rows(inputs, self.cross_fit, groups)
         self._publish(archive.embedding_set(self))
         vectors = self.embeddings_.transform(inputs[0])
         places = column_slices(self.embeddings_)

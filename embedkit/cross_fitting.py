@@ -63,14 +63,15 @@ def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
     Raises
     ------
     InputError
-        If `cross_fit` is neither, or tests a row twice.
+        If `cross_fit` is neither, or tests a row twice, or one that it trains on.
     """
     from sklearn.model_selection import GroupKFold, KFold
 
     n_rows = len(y)
     if isinstance(cross_fit, (int, np.integer)) and not isinstance(cross_fit, bool):
-        if not 2 <= cross_fit <= n_rows:
-            raise InputError(f"cross_fit must be at least 2 and at most {n_rows} rows, got {cross_fit}")
+        most, what = (n_rows, "rows") if groups is None else (len(np.unique(groups)), "groups")
+        if not 2 <= cross_fit <= most:
+            raise InputError(f"cross_fit must be at least 2 and at most {most} {what}, got {cross_fit}")
         kind = KFold if groups is None else GroupKFold
         cross_fit = kind(int(cross_fit), shuffle=True, random_state=seed)
     if not hasattr(cross_fit, "split"):
@@ -85,6 +86,8 @@ def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
             raise InputError("cross_fit tests a row twice: give a splitter that tests each row once at most")
         test[held] = fold
         learned_from.append(np.isin(np.arange(n_rows), train))
+        if learned_from[-1][held].any():
+            raise InputError("cross_fit tests rows that it trains on: give a splitter that keeps them apart")
     # Rows that no fold tests, as the oldest of a split by time, are encoded without one another.
     if (test < 0).any():
         learned_from.append(test >= 0)
@@ -94,16 +97,40 @@ def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
     return Folds(test, cells.reshape(-1), ~patterns.T)
 
 
+def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | str:
+    """The folds of `cross_fit_rows`, or why it cannot be measured whether they pay."""
+    _, _, _, targets, weights, settings = inputs
+    groups = None if groups is None else np.asarray(groups)
+    if groups is not None and groups.shape != (len(targets),):
+        raise InputError(f"groups must have one entry for each of {len(targets)} rows, got {groups.shape=}")
+    if not isinstance(cross_fit, str):
+        return make_folds(cross_fit, targets, groups, settings.seed)
+    if cross_fit != "auto":
+        raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
+    present = _present(weights, len(targets))
+    n_rows = int(present.sum())
+    if n_rows < MIN_ROWS:
+        return f"{n_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
+    groups = None if groups is None else groups[present]
+    n_folds = N_FOLDS if groups is None else min(N_FOLDS, len(np.unique(groups)))
+    if n_folds < 2:
+        return "all rows are of one group, which leaves none to measure it on"
+    folds = make_folds(n_folds, targets[present], groups, settings.seed)
+    # Nothing is learned from rows of weight 0: any tables may encode them.
+    test, cells = np.zeros((2, len(present)), dtype=np.int64)
+    test[present], cells[present] = folds.test, folds.cells
+    return Folds(test, cells, folds.excluded)
+
+
 def cross_fit_rows(
-    learned: "Learned", inputs: tuple[Any, ...], cross_fit: Any, groups: Any
+    inputs: tuple[Any, ...], cross_fit: Any, groups: Any
 ) -> tuple["Learned", dict[str, np.ndarray]]:
-    """Encode the rows that were learned from without themselves, where that pays.
+    """Learn, and encode the rows that were learned from without themselves, where that pays.
 
     Parameters
     ----------
-    learned : Learned
     inputs : tuple
-        The arguments of `embedkit.learning.fit.learn` that it came from.
+        The arguments of `embedkit.learning.fit.learn`.
     cross_fit : "auto", int or splitter
     groups : array of shape (n_rows,) or None
 
@@ -115,35 +142,33 @@ def cross_fit_rows(
         The columns that are cross-fitted.
     """
     from embedkit.learning.cross_fit import alignment_residual, coded_rows, gather_evidence, silence
-    from embedkit.learning.fit import progress_bar
+    from embedkit.learning.fit import learn, progress_bar
 
     table, _, _, targets, weights, settings = inputs
-    measured = isinstance(cross_fit, str)
-    if measured and cross_fit != "auto":
-        raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
+    folds = plan_folds(inputs, cross_fit, groups)
+    learned = learn(*inputs)
     features = [part.feature for part in learned.tables]
-    if measured and table.num_rows < MIN_ROWS:
-        reason = f"{table.num_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
-        return replace(learned, cross_fit=_record(features, (), (), {}, [], reason)), {}
-    folds = make_folds(N_FOLDS if measured else cross_fit, targets, groups, settings.seed)
+    if isinstance(folds, str):
+        return replace(learned, cross_fit=_record(features, (), (), {}, [], folds)), {}
     n_cells = folds.excluded.shape[1]
     rows = coded_rows(learned, table, targets, weights)
     evidence = gather_evidence(learned, rows, folds.cells, n_cells, settings.seed)
     codes = rows.codes.numpy()
     found = dict(zip(features, look_up(evidence, codes, folds.test, folds.excluded), strict=True))
+    present = _present(weights, table.num_rows)
     residuals = {
-        part.feature: alignment_residual(part.vectors[codes[:, i]], found[part.feature])
+        part.feature: alignment_residual(part.vectors[codes[present, i]], found[part.feature][present])
         for i, part in enumerate(learned.tables)
     }
     chosen, useless, scores, reason = features, [], [], "asked for"
-    if measured:
-        n_pilots = min(max(ENOUGH_ROWS // table.num_rows, 1), N_FOLDS)
+    if isinstance(cross_fit, str):
+        n_pilots = min(max(ENOUGH_ROWS // int(present.sum()), 1), len(folds.excluded))
         pilots = [Pilot.learn(inputs, learned.max_lr, folds, held_out) for held_out in range(n_pilots)]
         useless = [name for name in features if all(name in pilot.useless for pilot in pilots)]
         bar = progress_bar("choosing what to cross-fit", settings)
         chosen, scores, reason = choose(pilots, residuals, bar)
     record = _record(features, chosen, useless, residuals, scores, reason)
-    learned = replace(silence(learned, useless), cross_fit=record)
+    learned = replace(silence(learned, useless, settings), cross_fit=record)
     return learned, {name: found[name] for name in chosen}
 
 
@@ -210,8 +235,9 @@ class Pilot:
         from embedkit.learning.fit import learn
 
         table, roles, heads, targets, weights, settings = inputs
-        train = np.flatnonzero(~folds.excluded[held_out][folds.cells])
-        held = np.flatnonzero(folds.test == held_out)
+        present = _present(weights, table.num_rows)
+        train = np.flatnonzero(present & ~folds.excluded[held_out][folds.cells])
+        held = np.flatnonzero(present & (folds.test == held_out))
         train_weights = None if weights is None else weights[train]
         settings = replace(settings, max_lr=max_lr)
         pilot = learn(table.take(train), roles, heads, targets[train], train_weights, settings)
@@ -219,7 +245,12 @@ class Pilot:
         cells, n_cells = folds.cells[train], folds.excluded.shape[1]
         evidence = gather_evidence(pilot, rows.take(train), cells, n_cells, settings.seed)
         helps = dict(zip(roles.categorical, helpful(pilot, rows.take(held)), strict=True))
-        embeddings = EmbeddingSet([part for part in pilot.tables if helps[part.feature]], pilot.numerics)
+        # Not all of the models take missing numbers, which "passthrough" hands on.
+        numerics = [
+            replace(part, fill=mean) if part.fill is None else part
+            for part, mean in zip(pilot.numerics, pilot.inputs.means, strict=False)
+        ]
+        embeddings = EmbeddingSet([part for part in pilot.tables if helps[part.feature]], numerics)
         # The models see a sample: enough to tell what is better.
         rng = np.random.RandomState(settings.seed)
         share = min(1.0, MAX_ROWS / (len(train) + len(held)))
@@ -310,6 +341,11 @@ def column_slices(embeddings: EmbeddingSet) -> dict[str, slice]:
     starts = {name: i for i, name in enumerate(embeddings.feature_names_out)}
     firsts = {name: starts[part.feature_names_out[0]] for name, part in embeddings.items()}
     return {name: slice(first, first + embeddings[name].embedding_dim) for name, first in firsts.items()}
+
+
+def _present(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
+    """Which rows exist: those of weight 0 do not."""
+    return np.ones(n_rows, dtype=bool) if weights is None else weights > 0
 
 
 def _record(

@@ -51,7 +51,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
-        does so for the columns where quick models get better by it on rows held out of the training rows.
+        does so for the columns where quick models get better by it on rows held out of the training rows, and
+        sets columns to zero that are of no help there.
     weight_decay : float, default=0.01
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
@@ -87,9 +88,10 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     axes_ : dict of str to dict
         Of each feature the "reliability" and the variance "share" of all axes, those not published included.
     cross_fit_ : dict or None
-        Of `fit_transform`: "features" says of each column whether it was "cross_fitted" and its
-        "alignment_residual" (how far vectors learned without a row lie from the full ones, relative to the
-        spread of these), "scores" what was measured, "reason" why it was chosen so. None after `fit`.
+        Of `fit_transform`: "features" says of each column whether it was "cross_fitted", whether it "helps"
+        on held-out rows (if not, its vectors are zeros), and its "alignment_residual" (how far vectors
+        learned without a row lie from the full ones, relative to the spread of these), "scores" what was
+        measured, "reason" why it was chosen so. None after `fit`.
     history_ : list of dict
         Losses of each epoch: the mean over rows of half the squared error of the standardised target, or of
         the cross-entropy in nats.
@@ -111,8 +113,11 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
 
     Notes
     -----
-    Two equal rows and one row of weight 2 are the same thing: bit for bit up to 50,000 rows, in the mean
-    beyond.
+    To `fit`, two equal rows and one row of weight 2 are the same thing: bit for bit up to 50,000 rows, in the
+    mean beyond.
+
+    ``fit_transform(X, y)`` is not ``fit(X, y).transform(X)`` unless `cross_fit` is False. It splits rows into
+    folds: equal rows may be in different ones, a row of weight 2 is in one.
 
     References
     ----------

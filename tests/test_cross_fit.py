@@ -3,10 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
+from sklearn.pipeline import Pipeline
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
 from embedkit.cross_fitting import make_folds
@@ -202,3 +205,106 @@ def test_noise_does_not_leak():
         assert abs(roc_auc_score(y_new, model.predict_proba(later)[:, 1]) - 0.5) < 0.015
     assert not honest.cross_fit_["features"]["id"]["helps"]
     assert (later == 0).all()
+
+
+def test_folds_that_learn_from_the_rows_they_encode_are_refused():
+    rows = np.arange(10)
+
+    class Careless:
+        def split(self, X, y, groups):
+            return [(rows, rows[:5]), (rows, rows[5:])]
+
+    with pytest.raises(InputError, match="cross_fit tests rows that it trains on"):
+        make_folds(Careless(), np.zeros(10), None, 0)
+
+
+def test_few_groups_make_few_folds_and_one_makes_none(sales):
+    X, y = sales
+    thirds = EntityEmbeddingEncoder(**FAST)
+    thirds.fit_transform(X, y, groups=np.arange(len(X)) % 3)
+    assert thirds.cross_fit_["scores"]
+    alone = EntityEmbeddingEncoder(**FAST)
+    vectors = alone.fit_transform(X, y, groups=np.zeros(len(X)))
+    assert "one group" in alone.cross_fit_["reason"]
+    np.testing.assert_array_equal(vectors, alone.transform(X))
+    with pytest.raises(InputError, match="at most 3 groups, got 5"):
+        EntityEmbeddingEncoder(**FAST, cross_fit=5).fit_transform(X, y, groups=np.arange(len(X)) % 3)
+    with pytest.raises(InputError, match="groups must have one entry for each of 2000 rows"):
+        EntityEmbeddingEncoder(**FAST).fit_transform(X, y, groups=[1, 2])
+
+
+def test_groups_are_routed_through_a_pipeline(sales):
+    X, y = sales
+    groups = np.arange(len(X)) // 500
+    with sklearn.config_context(enable_metadata_routing=True):
+        encoder = EntityEmbeddingEncoder(**FAST, cross_fit=3).set_fit_request(groups=True)
+        routed = Pipeline([("encoder", encoder), ("ridge", Ridge())]).fit(X, y, groups=groups)
+    by_hand = EntityEmbeddingEncoder(**FAST, cross_fit=3).fit_transform(X, y, groups=groups)
+    np.testing.assert_array_equal(routed.predict(X), Ridge().fit(by_hand, y).predict(encoder.transform(X)))
+    assert (by_hand != EntityEmbeddingEncoder(**FAST, cross_fit=3).fit_transform(X, y)).any()
+
+
+def test_rows_of_weight_zero_are_not_asked(sales):
+    X, y = sales
+    weights = np.ones(len(X))
+    weights[::4] = 0
+    unknown = np.where(weights > 0, y, np.nan)
+    weighted, without = EntityEmbeddingEncoder(**FAST), EntityEmbeddingEncoder(**FAST)
+    vectors = weighted.fit_transform(X, unknown, sample_weight=weights)
+    np.testing.assert_array_equal(vectors[weights > 0], without.fit_transform(X[weights > 0], y[weights > 0]))
+    assert weighted.cross_fit_["scores"] == without.cross_fit_["scores"]
+    for name in ("shop", "town"):
+        moved, expected = (
+            record["features"][name]["alignment_residual"]
+            for record in (weighted.cross_fit_, without.cross_fit_)
+        )
+        assert moved == pytest.approx(expected, rel=1e-5)
+
+
+def test_missing_numbers_that_are_passed_through_can_be_measured(sales):
+    X, y = sales
+    X = X.assign(area=X["area"].where(X["area"] > 0))
+    encoder = EntityEmbeddingEncoder(**FAST, numeric="passthrough")
+    vectors = encoder.fit_transform(X, y)
+    assert encoder.cross_fit_["scores"]
+    area = encoder.get_feature_names_out().tolist().index("area")
+    np.testing.assert_array_equal(np.isnan(vectors[:, area]), X["area"].isna())
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"shrinkage": 0.0}, {"embedding_dim": 10, "hidden_layer_sizes": (4,)}], ids=str
+)
+def test_where_the_loss_does_not_say_where_a_vector_goes_it_stays_bounded(sales, parameters):
+    X, y = sales
+    encoder = EntityEmbeddingEncoder(**FAST | parameters, cross_fit=5)
+    crossed = encoder.fit_transform(X.assign(id=np.arange(len(X)).astype(str)), y)
+    assert np.isfinite(crossed).all()
+    reach = max(np.abs(part.vectors).max() for part in encoder.embeddings_.values())
+    assert np.abs(crossed).max() < 10 * reach
+    flat = [
+        part.feature_names_out[i]
+        for part in encoder.embeddings_.values()
+        for i in np.flatnonzero((part.vectors == 0).all(axis=0))
+    ]
+    names = encoder.get_feature_names_out().tolist()
+    assert (crossed[:, [names.index(name) for name in flat]] == 0).all()
+
+
+def test_a_width_that_was_chosen_is_kept_where_nothing_helps(sales):
+    X, y = sales
+    noise = np.random.default_rng(1).integers(0, 300, len(X)).astype(str)
+    encoder = EntityEmbeddingEncoder(**FAST, embedding_dim={"noise": 3})
+    encoder.fit_transform(X.assign(noise=noise), y)
+    assert not encoder.cross_fit_["features"]["noise"]["helps"]
+    assert encoder.embeddings_["noise"].embedding_dim == 3
+    assert not encoder.embeddings_["noise"].vectors.any()
+
+
+def test_many_held_out_rows_are_taken_some_at_a_time(sales, monkeypatch):
+    X, y = sales
+    at_once = EntityEmbeddingEncoder(**FAST)
+    at_once.fit_transform(X, y)
+    monkeypatch.setattr("embedkit.learning.cross_fit.HELD_OUT_BATCH", 97)
+    some = EntityEmbeddingEncoder(**FAST)
+    some.fit_transform(X, y)
+    assert some.cross_fit_["features"] == at_once.cross_fit_["features"]

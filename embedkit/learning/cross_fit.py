@@ -21,7 +21,7 @@ from embedkit.frames import numeric_block
 from embedkit.learning.axes import outer
 from embedkit.learning.data import Rows
 from embedkit.learning.derivatives import derivatives
-from embedkit.learning.learned import Learned
+from embedkit.learning.learned import Learned, Settings
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import build
 from embedkit.vocabulary import UNKNOWN
@@ -29,6 +29,7 @@ from embedkit.vocabulary import UNKNOWN
 # A category that keeps a smaller share of its rows than this has lost them all.
 GONE = 1e-6
 SCALES = (0.25, 0.5, 1.0)
+HELD_OUT_BATCH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,11 @@ class Evidence:
         # Rows of one category are taken as equally curved.
         bread = self.curvature[touched].double() * kept[:, None, None] + self.precision
         gradient = self.gradients[out][:, touched].sum(dim=0).double()
-        steps = torch.linalg.solve(bread, gradient[:, :, None])[:, :, 0].float()
+        solved, singular = torch.linalg.solve_ex(bread, gradient[:, :, None])
+        steps, singular = solved[:, :, 0].float(), singular > 0
+        if singular.any():  # without a prior, or on axes that the network does not look at
+            least = torch.linalg.pinv(bread[singular], hermitian=True) @ gradient[singular][:, :, None]
+            steps[singular] = least[:, :, 0].float()
         # Losing rows cannot take a vector further than the rows have brought it.
         reach = (result[touched] - result[UNKNOWN]).norm(dim=1)
         steps *= (reach / steps.norm(dim=1).clamp(min=torch.finfo().tiny)).clamp(max=1)[:, None]
@@ -115,7 +120,7 @@ def gather_evidence(
         One per table.
     """
     network = build(learned.shape, learned.weights).float()
-    inverses = [torch.as_tensor(np.linalg.pinv(part.rotation)) for part in learned.projections]
+    inverses = [_inverse(part.rotation) for part in learned.projections]
     noise, place = torch.tensor(learned.noise), torch.as_tensor(cells.astype(np.int64))
     result = [
         _no_evidence(torch.tensor(table.vectors), n_cells, inverse, part.precision)
@@ -134,6 +139,11 @@ def gather_evidence(
             for root in part.roots:
                 evidence.curvature.flatten(1).index_add_(0, codes, outer(root))
     return result
+
+
+def _inverse(rotation: np.ndarray) -> torch.Tensor:
+    """From published vectors to those of the network's table; axes of zeros lead nowhere."""
+    return torch.as_tensor(np.linalg.pinv(rotation) * rotation.any(axis=0)[:, None])
 
 
 def _no_evidence(vectors: torch.Tensor, n_cells: int, inverse: torch.Tensor, precision: float) -> Evidence:
@@ -161,35 +171,42 @@ def helpful(learned: Learned, rows: Rows) -> list[bool]:
     """
     network = build(learned.shape, learned.weights).float()
     noise = torch.tensor(learned.noise)
-    embedded = network.lookup(rows.codes)
-    columns = embedded.split(learned.shape.embedding_dims, dim=1)
     share = rows.weights / rows.weights.sum()
 
-    def losses(column: int, scale: float) -> torch.Tensor:
-        center = torch.as_tensor(learned.projections[column].center, dtype=torch.float32)
-        parts = list(columns)
-        parts[column] = center + scale * (columns[column] - center)
-        outputs = network(torch.cat(parts, dim=1), rows.numeric)
-        return row_losses(learned.heads, outputs, rows.targets, noise)
+    def gains(batch: Rows) -> torch.Tensor:
+        columns = network.lookup(batch.codes).split(learned.shape.embedding_dims, dim=1)
 
-    result = []
-    with torch.no_grad():
+        def losses(column: int, scale: float) -> torch.Tensor:
+            center = torch.as_tensor(learned.projections[column].center, dtype=torch.float32)
+            parts = list(columns)
+            parts[column] = center + scale * (columns[column] - center)
+            outputs = network(torch.cat(parts, dim=1), batch.numeric)
+            return row_losses(learned.heads, outputs, batch.targets, noise)
+
+        found = []
         for column in range(len(columns)):
             without = losses(column, 0.0)
-            gains = torch.stack([without - losses(column, scale) for scale in SCALES])
-            mean = gains @ share
-            error = ((gains - mean[:, None]).square() @ share.square()).sqrt()
-            result.append(bool((mean > error).any()))
+            found.append(torch.stack([without - losses(column, scale) for scale in SCALES]))
+        return torch.stack(found)  # (n_columns, n_scales, batch)
+
+    with torch.no_grad():
+        gained = torch.cat([gains(batch) for batch in rows.batches(HELD_OUT_BATCH)], dim=2)
+    result = []
+    for gain in gained:
+        mean = gain @ share
+        error = ((gain - mean[:, None]).square() @ share.square()).sqrt()
+        result.append(bool((mean > error).any()))
     return result
 
 
-def silence(learned: Learned, features: Sequence[str]) -> Learned:
-    """Publish zeros for some columns; the network keeps what it has."""
+def silence(learned: Learned, features: Sequence[str], settings: Settings) -> Learned:
+    """Publish zeros for some columns, as many as the user chose, or one; the network keeps what it has."""
     tables, projections = [], []
     for table, projection in zip(learned.tables, learned.projections, strict=True):
         if table.feature in features:
-            table = replace(table, vectors=np.zeros_like(table.vectors[:, :1]))
-            projection = replace(projection, rotation=np.zeros_like(projection.rotation[:, :1]))
+            width = None if settings.width_is_chosen(table.feature) else 1
+            table = replace(table, vectors=np.zeros_like(table.vectors[:, :width]))
+            projection = replace(projection, rotation=np.zeros_like(projection.rotation[:, :width]))
         tables.append(table)
         projections.append(projection)
     return replace(learned, tables=tuple(tables), projections=tuple(projections))

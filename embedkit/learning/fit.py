@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -192,11 +192,8 @@ def _harvest(
 
 def _kept_axes(feature: str, reliability: np.ndarray, settings: Settings) -> np.ndarray:
     """Which axes are published: all of a width that the user chose, else those that are mostly signal."""
-    chosen = settings.embedding_dim
-    if isinstance(chosen, Mapping):
-        chosen = chosen.get(feature, "auto")
-    sound = reliability >= settings.min_reliability
-    return sound if isinstance(chosen, str) else np.ones(len(reliability), dtype=bool)
+    chosen = settings.width_is_chosen(feature)
+    return np.full(len(reliability), True) if chosen else reliability >= settings.min_reliability
 
 
 @contextmanager

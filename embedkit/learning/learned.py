@@ -61,6 +61,13 @@ class Settings:
         for units in self.hidden_layer_sizes:
             _check_count("hidden_layer_sizes", units)
 
+    def width_is_chosen(self, feature: str) -> bool:
+        """Whether the user said how wide the vectors of a feature are."""
+        chosen = self.embedding_dim
+        if isinstance(chosen, Mapping):
+            chosen = chosen.get(feature, "auto")
+        return not isinstance(chosen, str)
+
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
