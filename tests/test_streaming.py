@@ -336,6 +336,7 @@ def test_files_whose_types_differ_have_the_wider_type(tmp_path: Path) -> None:
         ({"sales": [0.5] * 701}, "sales", None, "one class or value only"),
         ({"area": [0.5] * 700 + [np.inf]}, "sales", None, "column 'area' holds 1 infinite.*from row"),
         ({"weight": [1.0] * 700 + [-1.0]}, "sales", "weight", "weight column 'weight' is missing or neg"),
+        ({"weight": [0.0] * 701}, "sales", "weight", "one class or value only .no value in all 0 row"),
     ],
 )
 def test_errors_name_the_column(
@@ -349,6 +350,14 @@ def test_errors_name_the_column(
         pq.write_table(rows, folder / "a.parquet")
     with pytest.raises(InputError, match=message):
         EntityEmbeddingRegressor(["shop"], **SMALL).fit(folder, y, weight)
+
+
+@pytest.mark.usefixtures("few_in_memory")
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_rows_to_learn_from_and_rows_to_watch_are_needed(folder: Path, fraction: float) -> None:
+    model = EntityEmbeddingRegressor(**SMALL, early_stopping=True, validation_fraction=fraction)
+    with pytest.raises(InputError, match=r"validation_fraction .* of 700 rows holds out (0|700) and leaves"):
+        model.fit(folder, "sales")
 
 
 @pytest.mark.usefixtures("few_in_memory")

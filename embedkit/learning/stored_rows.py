@@ -6,6 +6,7 @@ An epoch cuts the rows into blocks from a place on that is drawn anew each time,
 order, and shuffles the rows of many blocks, a buffer, among each other. What is read at a time is contiguous.
 """
 
+import contextlib
 import math
 import mmap
 import tempfile
@@ -206,6 +207,12 @@ class RowWriter:
             maps.append(mapped)
         codes, numeric, targets, weights = tensors
         return StoredRows(codes, numeric, targets, weights[:, 0], tuple(maps), device)
+
+    def close(self) -> None:
+        """Give up the files; rows that were mapped stay."""
+        for file in self.files:
+            with contextlib.suppress(OSError):  # a full disk has no room for what is left to write, either
+                file.close()
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(

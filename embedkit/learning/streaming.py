@@ -251,24 +251,23 @@ def store_rows(
 
     Returns
     -------
-    rows : StoredRows
-        To learn from.
-    watch : StoredRows or None
-        Those held out.
+    rows, watch : StoredRows
+        To learn from, and those held out; None if none are.
+
+    Raises
+    ------
+    InputError
+        If there are none of the one kind or the other.
     """
     widths = (len(vocabularies), inputs.width, len(heads))
     writers = [RowWriter(stream.cache_dir, *widths) for _ in range(2 if held_out else 1)]
-    features = [vocabulary.feature for vocabulary in vocabularies]
 
     def visit(table: pa.Table, weights: np.ndarray) -> None:
-        codes = np.stack(
-            [vocabulary.encode(table[vocabulary.feature]) for vocabulary in vocabularies], axis=1
-        )
+        codes = np.stack([part.encode(table[part.feature]) for part in vocabularies], axis=1)
         numeric = inputs.transform(numeric_block(table, inputs.features))
         columns = [as_targets(pa.table({head.name: target_column(table, head.name)}))[0] for head in heads]
-        targets = np.stack(
-            [head.encode(column[:, 0]) for head, column in zip(heads, columns, strict=True)], axis=1
-        )
+        pairs = zip(heads, columns, strict=True)
+        targets = np.stack([head.encode(column[:, 0]) for head, column in pairs], axis=1)
         if len(writers) == 1:
             writers[0].add(codes, numeric, targets, weights)
             return
@@ -276,8 +275,19 @@ def store_rows(
         for writer, chosen in zip(writers, (~held, held), strict=True):
             writer.add(codes[chosen], numeric[chosen], targets[chosen], weights[chosen])
 
-    stream.each([*features, *inputs.features, *(head.name for head in heads)], visit)
-    stored = [writer.rows(device) for writer in writers]
+    try:
+        features = [*(part.feature for part in vocabularies), *inputs.features]
+        stream.each([*features, *(head.name for head in heads)], visit)
+        n_rows = [writer.num_rows for writer in writers]
+        if held_out and (n_rows[0] < 2 or n_rows[1] < 1):
+            raise InputError(
+                f"validation_fraction {held_out} of {sum(n_rows):,} rows holds out {n_rows[1]:,} and leaves "
+                f"{n_rows[0]:,}: early_stopping needs rows to learn from and rows to watch"
+            )
+        stored = [writer.rows(device) for writer in writers]
+    finally:
+        for writer in writers:
+            writer.close()
     return stored[0], (stored[1] if held_out else None)
 
 

@@ -233,7 +233,7 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
         width = 1 if values.ndim == 1 else values.shape[1]
         names = [str(name) if name is not None else "y"] if width == 1 else [f"y{i}" for i in range(width)]
     single = values.ndim == 1
-    values = values.reshape(len(values), -1)
+    values = values[:, None] if single else values
     if values.dtype == object:
         values = _narrow(values)
     if values.dtype.kind in "SUO" or values.dtype.kind in "biuf":
