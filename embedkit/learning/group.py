@@ -5,6 +5,7 @@ Each works on its own share of a batch; what they add up is the same as what one
 whole batch: batch norm's moments, the gradients of the layers, those of the vectors that were looked up.
 """
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ def join_group(device: str) -> Group | None:
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if on_gpu else "gloo")
+        atexit.register(_leave_group)
     return Group() if distributed.get_world_size() > 1 else None
 
 
@@ -136,3 +138,9 @@ class SharedGradients(LayerGradients):
             g = product(g, linear.weight.T)
         (mask,) = self.saved.pop()
         return list((g[:, : mask.shape[1]] * mask).split(self.network.shape.embedding_dims, dim=1))
+
+
+def _leave_group() -> None:
+    """End the group's threads while there is still an interpreter: left to themselves, they may abort it."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
