@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedkit import store
 from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean, require
-from embedkit.frames import numeric_block, type_family
+from embedkit.frames import type_family, weight_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,7 +173,7 @@ def read_training(
     return TrainingData(
         table.select(used),
         _targets(table, target),
-        None if weight is None else _weights(table, weight),
+        None if weight is None else weight_column(table, weight),
     )
 
 
@@ -380,14 +380,3 @@ def _targets(table: pa.Table, target: Sequence[str]) -> "pd.Series | pd.DataFram
         if pa.types.is_decimal(field.type):
             columns = columns.set_column(i, field.name, columns[field.name].cast(pa.float64()))
     return columns.to_pandas() if len(target) > 1 else columns.to_pandas()[target[0]]
-
-
-def _weights(table: pa.Table, name: str) -> np.ndarray:
-    weights = numeric_block(table, [name])[:, 0]
-    bad = np.flatnonzero(~(weights >= 0))
-    if len(bad):
-        raise InputError(
-            f"weight column {name!r} is missing or negative in {len(bad)} row(s), the first is row {bad[0]}: "
-            "a weight is a number of at least 0"
-        )
-    return weights

@@ -218,6 +218,18 @@ def numeric_block(table: pa.Table, names: Sequence[str]) -> np.ndarray:
     return block
 
 
+def weight_column(table: pa.Table, name: str) -> np.ndarray:
+    """A column of weights, float64 of shape (n_rows,), none of them missing or negative."""
+    weights = numeric_block(table, [name])[:, 0]
+    bad = np.flatnonzero(~(weights >= 0))
+    if len(bad):
+        raise InputError(
+            f"weight column {name!r} is missing or negative in {len(bad)} row(s), the first is row {bad[0]}: "
+            "a weight is a number of at least 0"
+        )
+    return weights
+
+
 def as_numpy(array: pa.Array, null: float = 0) -> np.ndarray:
     """Integers or floats as numpy, with `null` in the place of nulls.
 

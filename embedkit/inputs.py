@@ -11,7 +11,7 @@ import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import Roles, column_roles
+from embedkit.frames import Roles, column_roles, weight_column
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -73,13 +73,13 @@ def prepare_stream(
     in memory, to the last bit.
     """
     from embedkit.learning.numeric import MAX_SORTED_ROWS
-    from embedkit.learning.streaming import checked_weights, scan_heads, target_column
+    from embedkit.learning.streaming import scan_heads, target_column
 
     stream = make_stream(X, y, sample_weight, cache_dir)
     rows = _read_small(stream, MAX_SORTED_ROWS)
     if rows is not None:
         targets = pa.table({name: target_column(rows, name) for name in stream.targets}).to_pandas()
-        weights = None if sample_weight is None else checked_weights(rows, sample_weight)
+        weights = None if sample_weight is None else weight_column(rows, sample_weight)
         features = rows.select(stream.empty.column_names)
         return prepare_rows(estimator, features, targets[y] if isinstance(y, str) else targets, weights)
     columns = stream.empty

@@ -280,7 +280,7 @@ def _publish_local(root: Path, files: Mapping[str, bytes], manifest: dict[str, A
             version, sealed = _next_version(system, str(root), manifest)
             _write_synced(temporary / "manifest.json", sealed)
             for folder, _, _ in os.walk(temporary):
-                _sync(folder)
+                sync(folder)
             try:
                 os.rename(temporary, root / version)
                 break
@@ -294,7 +294,7 @@ def _publish_local(root: Path, files: Mapping[str, bytes], manifest: dict[str, A
     while pointed != (newest := _versions(system, str(root))[-1]):
         _write_synced(temporary, _current_line(system, str(root), newest))
         os.replace(temporary, root / "CURRENT")
-        _sync(root)
+        sync(root)
         pointed = newest
     return version
 
@@ -323,9 +323,9 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: str | os.PathLike) -> None:
-    """Make the names in a folder survive a power cut, as fsync does for what a file holds."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | os.PathLike) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

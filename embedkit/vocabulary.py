@@ -1,5 +1,6 @@
 """Category values become codes; what missing, unknown and rare mean is decided here and nowhere else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -333,3 +334,11 @@ def _check_weights(sample_weight: np.ndarray, num_rows: int) -> np.ndarray:
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise InputError("sample_weight must be finite and not negative: drop or replace such rows")
     return weights
+
+
+def encode_columns(vocabularies: Sequence[Vocabulary], table: pa.Table) -> np.ndarray:
+    """Codes of a table's columns side by side, int32 of shape (n_rows, n_vocabularies)."""
+    codes = np.empty((table.num_rows, len(vocabularies)), dtype=np.int32)
+    for i, vocabulary in enumerate(vocabularies):
+        codes[:, i] = vocabulary.encode(table[vocabulary.feature])
+    return codes

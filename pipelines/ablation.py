@@ -24,7 +24,6 @@ import argparse
 import copy
 import itertools
 import time
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from benchmark_quality import MODELS, load
+from benchmark_quality import MODELS, load, read_tasks
 from torch import nn
 
 from embedkit import EmbeddingSet, EmbeddingTable, EntityEmbeddingClassifier, EntityEmbeddingRegressor
@@ -278,10 +277,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the networks and the models")
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="folder for results")
     args = parser.parse_args()
-    tasks = tomllib.loads(args.suite.read_text())["task"]
-    absent = set(args.task or ()) - {task["name"] for task in tasks}
-    if absent:
-        parser.error(f"{args.suite} has no task {', '.join(sorted(absent))}")
+    tasks = read_tasks(parser, args)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     records = []

@@ -243,6 +243,15 @@ def _score_rows(table: pd.DataFrame, column: str, names: Mapping[str, str]) -> l
     return lines
 
 
+def read_tasks(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All tasks of `--suite`; ends the program where it lacks one of `--task`."""
+    tasks = tomllib.loads(args.suite.read_text())["task"]
+    absent = set(args.task or ()) - {task["name"] for task in tasks}
+    if absent:
+        parser.error(f"{args.suite} has no task {', '.join(sorted(absent))}")
+    return tasks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -253,10 +262,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=-1, help="of the models; -1 is all")
     args = parser.parse_args()
-    tasks = tomllib.loads(args.suite.read_text())["task"]
-    absent = set(args.task or ()) - {task["name"] for task in tasks}
-    if absent:
-        parser.error(f"{args.suite} has no task {', '.join(sorted(absent))}")
+    tasks = read_tasks(parser, args)
     if importlib.util.find_spec("catboost") is None:
         print("catboost is not installed and left out: pip install -r pipelines/requirements-quality.txt")
     (args.out / "tasks").mkdir(parents=True, exist_ok=True)

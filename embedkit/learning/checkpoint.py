@@ -21,6 +21,7 @@ import torch
 from embedkit.errors import InputError, OutputError, StoreError, require
 from embedkit.learning.learned import Settings
 from embedkit.learning.prepare import Preparation
+from embedkit.store import sync
 
 FILE = "training.safetensors"
 FORMAT = 1
@@ -87,9 +88,9 @@ class Checkpoint:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, partial, metadata={"embedkit": json.dumps(header)})
-            _sync(partial)
+            sync(partial)
             os.replace(partial, self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
         except OSError as error:
             raise OutputError(
                 f"cannot write a checkpoint to {self.path.parent}: {error.strerror or error}"
@@ -193,12 +194,3 @@ def _unflatten(value: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     if kind == "dict":
         return {key: _unflatten(part, tensors) for key, part in content}
     return (tuple if kind == "tuple" else list)(_unflatten(part, tensors) for part in content)
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a directory, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,7 +24,8 @@ from embedkit.learning.derivatives import derivatives
 from embedkit.learning.learned import Learned, Settings
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import build
-from embedkit.vocabulary import UNKNOWN
+from embedkit.learning.targets import encode_targets
+from embedkit.vocabulary import UNKNOWN, encode_columns
 
 # A category that keeps a smaller share of its rows than this has lost them all.
 GONE = 1e-6
@@ -90,13 +91,10 @@ class Evidence:
 def coded_rows(learned: Learned, table: pa.Table, targets: np.ndarray, weights: np.ndarray | None) -> Rows:
     """Rows as the network sees them, in their own order."""
     weights = np.ones(table.num_rows) if weights is None else weights
-    present = weights > 0
-    encoded = np.zeros((table.num_rows, len(learned.heads)), dtype=np.float32)
-    for i, head in enumerate(learned.heads):
-        encoded[present, i] = head.encode(targets[present, i])
-    codes = [part.vocabulary.encode(table[part.feature]) for part in learned.tables]
+    codes = encode_columns([part.vocabulary for part in learned.tables], table)
+    encoded = encode_targets(learned.heads, targets, weights > 0)
     numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
-    parts = (np.stack(codes, axis=1), numeric.astype(np.float32), encoded, weights.astype(np.float32))
+    parts = (codes, numeric.astype(np.float32), encoded, weights.astype(np.float32))
     return Rows(*map(torch.as_tensor, parts))
 
 

@@ -19,7 +19,7 @@ from embedkit.frames import numeric_block
 from embedkit.learning.learned import Learned
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import EntityEmbeddingNetwork, build
-from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary
+from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary, encode_columns
 
 MAX_ITERATIONS = 100
 PASS_BATCH = 65_536
@@ -65,9 +65,7 @@ def extend(
     if not any(new.any() for new in is_new):
         return learned
     network = _grown(learned, sources)
-    codes = np.empty((table.num_rows, len(vocabularies)), dtype=np.int32)
-    for i, vocabulary in enumerate(vocabularies):
-        codes[:, i] = vocabulary.encode(table[vocabulary.feature])
+    codes = encode_columns(vocabularies, table)
     numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
     targets = np.stack([head.encode(y[:, i]) for i, head in enumerate(learned.heads)], axis=1)
     if not np.isfinite(targets).all():

@@ -16,9 +16,9 @@ from embedkit.learning.learned import NetworkShape, Settings
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims
 from embedkit.learning.numeric import NumericInputs
 from embedkit.learning.streaming import Stream, scan_columns, store_rows
-from embedkit.learning.targets import Head
+from embedkit.learning.targets import Head, encode_targets
 from embedkit.learning.training import Trainer
-from embedkit.vocabulary import UNKNOWN, Vocabulary
+from embedkit.vocabulary import UNKNOWN, Vocabulary, encode_columns
 
 # Rows of a stream that take less than this share of a GPU's free memory, twice in an epoch, stay there.
 GPU_SHARE = 0.3
@@ -101,15 +101,10 @@ def _code_table(
         )
         for name in roles.categorical
     )
-    codes = np.empty((table.num_rows, len(vocabularies)), dtype=np.int32)
-    for i, vocabulary in enumerate(vocabularies):
-        codes[:, i] = vocabulary.encode(table[vocabulary.feature])
+    codes = encode_columns(vocabularies, table)
     block = numeric_block(table, roles.numeric)
     inputs = NumericInputs.fit(block, roles.numeric, weights)
-    targets = np.empty((table.num_rows, len(heads)), dtype=np.float32)
-    present = weights > 0
-    for i, head in enumerate(heads):
-        targets[present, i] = head.encode(y[present, i])
+    targets = encode_targets(heads, y, weights > 0)
     rows, watch = make_rows(codes, inputs.transform(block), targets, weights).to(device), None
     if settings.early_stopping:
         rows, watch = hold_out(rows, settings.validation_fraction, generator)

@@ -14,13 +14,13 @@ import torch
 from pyarrow.dataset import Dataset
 
 from embedkit.errors import InputError
-from embedkit.frames import Roles, as_numpy, numeric_block, to_table, type_family
+from embedkit.frames import Roles, as_numpy, numeric_block, to_table, type_family, weight_column
 from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
 from embedkit.learning.numeric import NumericInputs, RunningMoments
 from embedkit.learning.stored_rows import RowWriter
 from embedkit.learning.targets import Head, as_targets, make_heads
-from embedkit.vocabulary import FIRST, MISSING, Vocabulary
+from embedkit.vocabulary import FIRST, MISSING, Vocabulary, encode_columns
 
 BATCH_ROWS = 1 << 17
 # A target with more distinct values than this can only be a number.
@@ -70,7 +70,7 @@ class Stream:
             try:
                 weights = np.ones(table.num_rows)
                 if self.weight is not None:
-                    weights = checked_weights(table, self.weight)
+                    weights = weight_column(table, self.weight)
                     if (weights == 0).any():
                         table, weights = table.filter(pa.array(weights > 0)), weights[weights > 0]
                 visit(table.select(columns), weights)
@@ -263,7 +263,7 @@ def store_rows(
     writers = [RowWriter(stream.cache_dir, *widths) for _ in range(2 if held_out else 1)]
 
     def visit(table: pa.Table, weights: np.ndarray) -> None:
-        codes = np.stack([part.encode(table[part.feature]) for part in vocabularies], axis=1)
+        codes = encode_columns(vocabularies, table)
         numeric = inputs.transform(numeric_block(table, inputs.features))
         columns = [as_targets(pa.table({head.name: target_column(table, head.name)}))[0] for head in heads]
         pairs = zip(heads, columns, strict=True)
@@ -310,15 +310,3 @@ def target_column(table: pa.Table, name: str) -> pa.ChunkedArray:
     if type_family(column.type) not in ("number", "bool", "string", "null"):
         raise InputError(f"target {name!r} is {column.type}: turn it into numbers (such as days), or text")
     return column
-
-
-def checked_weights(table: pa.Table, name: str) -> np.ndarray:
-    """A column of weights, float64 of shape (n_rows,), none of them missing or negative."""
-    weights = numeric_block(table, [name])[:, 0]
-    bad = np.flatnonzero(~(weights >= 0))
-    if len(bad):
-        raise InputError(
-            f"weight column {name!r} is missing or negative in {len(bad)} row(s), the first is row {bad[0]}: "
-            "a weight is a number of at least 0"
-        )
-    return weights

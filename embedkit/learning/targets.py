@@ -117,6 +117,22 @@ class Head:
         return cls(content["name"], content["kind"], classes, content["center"], content["scale"])
 
 
+def encode_targets(heads: Sequence[Head], y: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Targets as the network sees them, float32 of shape (n_rows, n_heads); 0 where a row is not present.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+    y : ndarray of shape (n_rows, n_heads)
+        Targets as given.
+    present : bool array of shape (n_rows,)
+    """
+    targets = np.zeros((len(y), len(heads)), dtype=np.float32)
+    for i, head in enumerate(heads):
+        targets[present, i] = head.encode(y[present, i])
+    return targets
+
+
 def make_heads(
     y: np.ndarray, names: Sequence[str], target_type: str, sample_weight: np.ndarray | None = None
 ) -> tuple[Head, ...]:

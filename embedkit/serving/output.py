@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from embedkit.errors import EmbedkitError, InputError, OutputError
 from embedkit.layout import seal
+from embedkit.store import sync
 
 #: Name of the file that makes an output complete; readers of Parquet datasets skip names with an underscore.
 MANIFEST = "_manifest.json"
@@ -287,15 +288,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, as fsync does for what a file holds."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(root: Path, keep: set[str]) -> None:
