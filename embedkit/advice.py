@@ -1,6 +1,7 @@
 """Should embeddings be used on a table, and for which model? Nested cross-validation with a plain verdict."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def evaluate(
     with _bar(len(folds) * len(pairs(encodings, models)), progress) as bar:
         for i, (train, test) in enumerate(folds):
             scores = compare(
-                _take(whole, train, test),
+                _take(whole, train, test, keys.get("groups")),
                 _estimator(whole, random_state, parameters),
                 encodings=encodings,
                 models=models,
@@ -160,11 +161,18 @@ def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:
         raise InputError(f"{name} has {len(values)} rows, X has {num_rows}: give one for each row")
 
 
-def _take(whole: Problem, train: np.ndarray, test: np.ndarray) -> Problem:
+def _take(
+    whole: Problem, train: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None
+) -> Problem:
     """Some rows to learn from, and some to be judged on."""
     X, y = whole.X_train, whole.y_train
-    return Problem(
-        *(X.iloc[train], y[train], X.iloc[test], y[test]), *(whole.categorical, whole.numeric, whole.kind)
+    return replace(
+        whole,
+        X_train=X.iloc[train],
+        y_train=y[train],
+        X_test=X.iloc[test],
+        y_test=y[test],
+        groups=None if groups is None else groups[train],
     )
 
 

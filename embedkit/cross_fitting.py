@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from embedkit.errors import InputError
 from embedkit.tables import EmbeddingSet
@@ -25,8 +24,10 @@ N_FOLDS = 5
 # Fewer rows do not tell which choice is better; more would take longer and tell the same. With not so many,
 # several folds are held out in turn.
 MIN_ROWS, MAX_ROWS, ENOUGH_ROWS = 1_000, 12_000, 20_000
-# What a choice has to gain, in R2 or ROC AUC, mean over the models.
-MIN_GAIN = 0.001
+# What a choice has to gain, in standard errors: the best of three tries gains so much by chance.
+MIN_GAIN = 0.8
+# Parts of the held-out rows, each judged by itself, which tell how sure a gain is.
+N_BLOCKS = 5
 N_TREES = {"forest": 20, "lightgbm": 60}
 
 
@@ -137,7 +138,7 @@ def cross_fit_rows(
     Returns
     -------
     learned : Learned
-        With a record of what was done; columns that do not help have a table of zeros.
+        With a record of what was done; columns that do harm have a table of zeros.
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted.
     """
@@ -160,15 +161,15 @@ def cross_fit_rows(
         part.feature: alignment_residual(part.vectors[codes[present, i]], found[part.feature][present])
         for i, part in enumerate(learned.tables)
     }
-    chosen, useless, scores, reason = features, [], [], "asked for"
+    chosen, harmful, scores, reason = features, [], [], "asked for"
     if isinstance(cross_fit, str):
         n_pilots = min(max(ENOUGH_ROWS // int(present.sum()), 1), len(folds.excluded))
         pilots = [Pilot.learn(inputs, learned.max_lr, folds, held_out) for held_out in range(n_pilots)]
-        useless = [name for name in features if all(name in pilot.useless for pilot in pilots)]
+        harmful = [name for name in features if all(name in pilot.harmful for pilot in pilots)]
         bar = progress_bar("choosing what to cross-fit", settings)
         chosen, scores, reason = choose(pilots, residuals, bar)
-    record = _record(features, chosen, useless, residuals, scores, reason)
-    learned = replace(silence(learned, useless, settings), cross_fit=record)
+    record = _record(features, chosen, harmful, residuals, scores, reason)
+    learned = replace(silence(learned, harmful, settings), cross_fit=record)
     return learned, {name: found[name] for name in chosen}
 
 
@@ -201,13 +202,13 @@ def look_up(
 
 @dataclass(frozen=True)
 class Pilot:
-    """A training without one fold, which shows what helps on rows that nothing was learned from.
+    """A training without one fold, which shows what helps and what harms on rows not learned from.
 
     Attributes
     ----------
     embeddings : EmbeddingSet
-        Of the columns that help the network on the held-out rows.
-    useless : list of str
+        Of the columns that do the network no harm on the held-out rows.
+    harmful : list of str
         The other categorical columns.
     train, held_out : float32 array of shape (n_rows, width)
         Rows as the set encodes them.
@@ -220,7 +221,7 @@ class Pilot:
     """
 
     embeddings: EmbeddingSet
-    useless: list[str]
+    harmful: list[str]
     train: np.ndarray
     held_out: np.ndarray
     crossed: dict[str, np.ndarray]
@@ -231,7 +232,7 @@ class Pilot:
     @classmethod
     def learn(cls, inputs: tuple[Any, ...], max_lr: float, folds: Folds, held_out: int) -> "Pilot":
         """Learn from the rows outside one fold as all rows were learned from, at a known rate."""
-        from embedkit.learning.cross_fit import coded_rows, gather_evidence, helpful
+        from embedkit.learning.cross_fit import coded_rows, gather_evidence, spoils
         from embedkit.learning.fit import learn
 
         table, roles, heads, targets, weights, settings = inputs
@@ -244,13 +245,13 @@ class Pilot:
         rows = coded_rows(pilot, table, targets, weights)
         cells, n_cells = folds.cells[train], folds.excluded.shape[1]
         evidence = gather_evidence(pilot, rows.take(train), cells, n_cells, settings.seed)
-        helps = dict(zip(roles.categorical, helpful(pilot, rows.take(held)), strict=True))
+        harms = dict(zip(roles.categorical, spoils(pilot, rows.take(held)), strict=True))
         # Not all of the models take missing numbers, which "passthrough" hands on.
         numerics = [
             replace(part, fill=mean) if part.fill is None else part
             for part, mean in zip(pilot.numerics, pilot.inputs.means, strict=False)
         ]
-        embeddings = EmbeddingSet([part for part in pilot.tables if helps[part.feature]], numerics)
+        embeddings = EmbeddingSet([part for part in pilot.tables if not harms[part.feature]], numerics)
         # The models see a sample: enough to tell what is better.
         rng = np.random.RandomState(settings.seed)
         share = min(1.0, MAX_ROWS / (len(train) + len(held)))
@@ -258,7 +259,7 @@ class Pilot:
         found = look_up(evidence, rows.codes.numpy()[train], folds.test[train], folds.excluded)
         return cls(
             embeddings,
-            [name for name, flag in helps.items() if not flag],
+            [name for name, flag in harms.items() if flag],
             embeddings.transform(table.take(train)),
             embeddings.transform(table.take(held)),
             dict(zip(roles.categorical, found, strict=True)),
@@ -267,11 +268,9 @@ class Pilot:
             settings.seed,
         )
 
-    def scores(self, cross_fitted: Collection[str]) -> dict[str, float]:
-        """R2 or ROC AUC of quick models, mean over the targets."""
-        from sklearn.metrics import r2_score
-
-        from embedkit.models import MODELS, macro_auc, make_model
+    def scores(self, cross_fitted: Collection[str]) -> dict[str, np.ndarray]:
+        """R2 or ROC AUC of quick models on each block of the held-out rows, mean over the targets."""
+        from embedkit.models import MODELS, make_model
 
         places, train = column_slices(self.embeddings), self.train.copy()
         for name in self.embeddings:
@@ -286,15 +285,34 @@ class Pilot:
                 if name in N_TREES:
                     model.set_params(n_estimators=N_TREES[name])
                 y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
-                if kind == "regression":
-                    found.append(r2_score(y_test, model.fit(train, y_train).predict(self.held_out)))
-                elif min(len(np.unique(y_train)), len(np.unique(y_test))) < 2:
-                    found.append(0.5)  # of one class there is nothing to tell
-                else:
-                    model.fit(train, y_train)
-                    found.append(macro_auc(y_test, model.predict_proba(self.held_out), model.classes_))
-            scores[name] = float(np.mean(found))
+                found.append(_block_scores(model, train, y_train, self.held_out, y_test))
+            scores[name] = np.mean(found, axis=0)
         return scores
+
+
+def _block_scores(
+    model: Any, X: np.ndarray, y: np.ndarray, X_test: np.ndarray, y_test: np.ndarray
+) -> np.ndarray:
+    """R2 or ROC AUC of a model on blocks of test rows that are alike in their targets."""
+    from sklearn.base import is_classifier
+    from sklearn.metrics import r2_score
+
+    from embedkit.models import macro_auc
+
+    blocks = np.argsort(np.argsort(y_test, kind="stable")) % N_BLOCKS
+    parts = [np.flatnonzero(blocks == block) for block in range(N_BLOCKS)]
+    if not is_classifier(model):
+        predicted = model.fit(X, y).predict(X_test)
+        return np.array([r2_score(y_test[part], predicted[part]) for part in parts])
+    if len(np.unique(y)) < 2:
+        return np.full(N_BLOCKS, 0.5)  # of one class there is nothing to tell
+    predicted = model.fit(X, y).predict_proba(X_test)
+    return np.array(
+        [
+            macro_auc(y_test[part], predicted[part], model.classes_) if len(np.unique(y_test[part])) > 1 else 0.5
+            for part in parts
+        ]
+    )
 
 
 def choose(
@@ -322,18 +340,23 @@ def choose(
     pilots = [pilot for pilot in pilots if pilot.embeddings]
     useful = {name for pilot in pilots for name in pilot.embeddings}
     if not useful:
-        return [], [], "no column helps on held-out rows"
+        return [], [], "every column does harm on held-out rows"
     ranked = sorted(useful, key=lambda name: (-residuals[name], name))
-    scores = []
+    scores, blocks = [], []
     sizes = sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)})
     for size in progress(sizes):
-        found = pd.DataFrame([pilot.scores(ranked[:size]) for pilot in pilots]).mean()
-        scores.append({"cross_fitted": ranked[:size], **found.to_dict(), "mean": float(found.mean())})
-    best = max(scores, key=lambda score: score["mean"])
-    gain = best["mean"] - scores[0]["mean"]
-    if gain < MIN_GAIN:
-        return [], scores, f"gains {gain:.4f} at best on held-out rows, too little"
-    return best["cross_fitted"], scores, f"gains {gain:.4f} on held-out rows, mean over the models"
+        parts = [pilot.scores(ranked[:size]) for pilot in pilots]
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        blocks.append(np.mean(list(found.values()), axis=0))  # (n_blocks of all pilots,)
+        means = {name: float(values.mean()) for name, values in found.items()}
+        scores.append({"cross_fitted": ranked[:size], **means, "mean": float(blocks[-1].mean())})
+    best = int(np.argmax([score["mean"] for score in scores]))
+    gains = blocks[best] - blocks[0]
+    gain, error = gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
+    found = f"gains {gain:.4f} +- {error:.4f} on held-out rows, mean over the models"
+    if gain <= MIN_GAIN * error:
+        return [], scores, f"{found}: too little"
+    return scores[best]["cross_fitted"], scores, found
 
 
 def column_slices(embeddings: EmbeddingSet) -> dict[str, slice]:
@@ -351,15 +374,15 @@ def _present(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
 def _record(
     features: Sequence[str],
     chosen: Sequence[str],
-    useless: Sequence[str],
+    harmful: Sequence[str],
     residuals: Mapping[str, float],
     scores: list[dict[str, Any]],
     reason: str,
 ) -> dict[str, Any]:
     content = {
         name: {
-            "cross_fitted": name in chosen and name not in useless,
-            "helps": name not in useless,
+            "cross_fitted": name in chosen and name not in harmful,
+            "helps": name not in harmful,
             "alignment_residual": residuals.get(name),
         }
         for name in features

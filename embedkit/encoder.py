@@ -39,7 +39,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Most categories to keep of a column: the most frequent ones.
     hidden_layer_sizes : sequence of int, default=(200, 100)
         Units of the ReLU layers.
-    dropout, embedding_dropout : float, default=0.1 and 0.2
+    dropout, embedding_dropout : float, default=0.1 and 0.05
         Fraction of hidden units, and of elements of the vectors, that a training step leaves out.
     unknown_fraction : float, default=0.03
         Fraction of values that a training step replaces by unknown, which trains its vector.
@@ -52,11 +52,11 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
         does so for the columns where quick models get better by it on rows held out of the training rows, and
-        sets columns to zero that are of no help there.
+        sets columns to zero that do harm there.
     weight_decay : float, default=0.01
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
-        Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2.
+        Peak learning rate. "auto" runs the range test first and takes its suggestion, within 2e-3 and 1e-2.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional
@@ -89,7 +89,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Of each feature the "reliability" and the variance "share" of all axes, those not published included.
     cross_fit_ : dict or None
         Of `fit_transform`: "features" says of each column whether it was "cross_fitted", whether it "helps"
-        on held-out rows (if not, its vectors are zeros), and its "alignment_residual" (how far vectors
+        on held-out rows or does no harm there (if not, its vectors are zeros), and its "alignment_residual" (how far vectors
         learned without a row lie from the full ones, relative to the spread of these), "scores" what was
         measured, "reason" why it was chosen so. None after `fit`.
     history_ : list of dict

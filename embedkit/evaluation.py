@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Problem:
     y_train, y_test : ndarray of shape (n_rows,)
     categorical, numeric : list of str
     kind : {"regression", "binary", "multiclass"}
+    groups : ndarray of shape (n_train,), optional
+        Training rows of one group resemble one another more than test rows resemble them.
     """
 
     X_train: pd.DataFrame
@@ -48,6 +50,7 @@ class Problem:
     categorical: list[str]
     numeric: list[str]
     kind: str
+    groups: np.ndarray | None = None
 
     def sample(self, n_rows: int | None, random_state: int) -> np.ndarray:
         """Positions of at most `n_rows` training rows, drawn at random, in order."""
@@ -162,7 +165,8 @@ def encode_with(encoder: Any, problem: Problem, vectors: np.ndarray | None = Non
     """A problem's rows under an estimator with `fit_transform`; see `compare` for `vectors`."""
     start = time.perf_counter()
     if vectors is None:
-        vectors = encoder.fit_transform(problem.X_train, problem.y_train)
+        groups = {} if problem.groups is None else {"groups": problem.groups}
+        vectors = encoder.fit_transform(problem.X_train, problem.y_train, **groups)
     fitted = time.perf_counter()
     test = encoder.transform(problem.X_test)
     return Encoded(vectors, test, fitted - start, time.perf_counter() - fitted)
@@ -176,18 +180,15 @@ def encode(problem: Problem, encoding: str, random_state: int) -> Encoded:
     from sklearn.impute import SimpleImputer
 
     transformer = make_column_transformer(
-        (_rival(encoding, problem.kind, random_state), problem.categorical),
+        (_rival(encoding, problem, random_state), problem.categorical),
         (SimpleImputer(strategy="median", keep_empty_features=True), problem.numeric),
         sparse_threshold=1.0,
     )
-    as_text = Problem(
-        _as_text(problem.X_train, problem.categorical),
-        problem.y_train,
-        _as_text(problem.X_test, problem.categorical),
-        problem.y_test,
-        problem.categorical,
-        problem.numeric,
-        problem.kind,
+    as_text = replace(
+        problem,
+        X_train=_as_text(problem.X_train, problem.categorical),
+        X_test=_as_text(problem.X_test, problem.categorical),
+        groups=None,  # the transformer knows them already
     )
     return encode_with(transformer, as_text)
 
@@ -205,9 +206,9 @@ def _costs(encoded: Encoded) -> tuple[int, float, float, float]:
     return encoded.train.shape[1], encoded.fit_seconds, encoded.transform_seconds, 0.0
 
 
-def _rival(encoding: str, kind: str, random_state: int) -> Any:
+def _rival(encoding: str, problem: Problem, random_state: int) -> Any:
     import sklearn
-    from sklearn.model_selection import KFold, StratifiedKFold
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
     if encoding == "ordinal":
@@ -215,11 +216,16 @@ def _rival(encoding: str, kind: str, random_state: int) -> Any:
     if encoding == "onehot":
         return OneHotEncoder(handle_unknown="ignore", dtype=np.float32)
     if encoding == "target":
-        target_type = "continuous" if kind == "regression" else kind
+        regression = problem.kind == "regression"
+        target_type = "continuous" if regression else problem.kind
         if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):  # takes no splitter yet
             return TargetEncoder(target_type=target_type, random_state=random_state)
-        folds = KFold if kind == "regression" else StratifiedKFold
-        return TargetEncoder(target_type=target_type, cv=folds(5, shuffle=True, random_state=random_state))
+        kind = KFold if regression else StratifiedKFold
+        folds = kind(5, shuffle=True, random_state=random_state)
+        if problem.groups is not None:
+            splitter = GroupKFold(min(5, len(np.unique(problem.groups))), shuffle=True, random_state=random_state)
+            folds = list(splitter.split(problem.X_train, problem.y_train, problem.groups))
+        return TargetEncoder(target_type=target_type, cv=folds)
     raise InputError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
 
 

@@ -83,6 +83,7 @@ def load(task: Mapping[str, Any], folder: Path) -> Problem:
         categorical=list(task["categorical"]),
         numeric=list(task["numeric"]),
         kind=task["kind"],
+        groups=train[column].to_numpy() if how == "group" else None,
     )
 
 

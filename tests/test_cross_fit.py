@@ -12,8 +12,9 @@ from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
-from embedkit.cross_fitting import make_folds
-from embedkit.learning.cross_fit import Evidence, alignment_residual
+from embedkit.cross_fitting import choose, make_folds
+from embedkit.learning.cross_fit import Evidence, alignment_residual, coded_rows, spoils
+from embedkit.models import MODELS
 from embedkit.vocabulary import UNKNOWN
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 4, "max_lr": 0.01, "random_state": 0}
@@ -144,14 +145,51 @@ def test_the_choice_is_measured_recorded_and_stored(sales, tmp_path):
     assert tried[0] == []
     assert sorted(tried[-1]) == ["shop", "town"]
     best = max(record["scores"], key=lambda score: score["mean"])
-    assert {score["mean"] for score in record["scores"]} == {
-        np.mean([score[model] for model in ("knn", "forest", "lightgbm")]) for score in record["scores"]
-    }
+    for score in record["scores"]:
+        assert score["mean"] == pytest.approx(np.mean([score[model] for model in MODELS]))
     crossed = [name for name, said in record["features"].items() if said["cross_fitted"]]
     assert sorted(crossed) in (sorted(best["cross_fitted"]), [])
     assert (vectors != regressor.transform(X)).any() == bool(crossed)
     regressor.save(tmp_path / "sales.embedkit")
     assert EntityEmbeddingRegressor.load(tmp_path / "sales.embedkit").cross_fit_ == record
+
+
+class MadeUpPilot:
+    """A pilot whose models' scores on ten blocks are known."""
+
+    embeddings = ("shop",)
+
+    def __init__(self, gains):
+        self.gains = gains
+
+    def scores(self, cross_fitted):
+        base = np.linspace(0.5, 0.6, 10)
+        return dict.fromkeys(MODELS, base + self.gains if cross_fitted else base)
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "chosen"), [(0.01, 0.005, ["shop"]), (0.01, 0.02, []), (-0.01, 0.001, []), (0, 0, [])]
+)
+def test_a_gain_must_be_more_than_chance(gain, error, chosen):
+    spread = error * 10**0.5 * np.repeat([-1, 1], 5) * (9 / 10) ** 0.5
+    found, scores, reason = choose([MadeUpPilot(gain + spread)], {"shop": 0.5})
+    assert found == chosen
+    assert len(scores) == 2
+    assert f"gains {max(gain, 0):.4f} +- {error if gain > 0 else 0:.4f}" in reason
+
+
+def test_few_large_errors_do_not_condemn_a_column(sales):
+    X, y = sales
+    noise = np.random.default_rng(1).integers(0, 300, len(X)).astype(str)
+    X = X.assign(noise=noise)
+    encoder = EntityEmbeddingEncoder(**FAST, cross_fit=False).fit(X[:1500], y[:1500])
+    held_out = y[1500:].copy()
+    held_out[::50] += 100 * y.std()  # as a category of which there are few
+    learned = encoder._learned
+    table, *_ = encoder._prepare(X[1500:], held_out, None)
+    rows = coded_rows(learned, table, held_out[:, None], None)
+    found = dict(zip([part.feature for part in learned.tables], spoils(learned, rows), strict=True))
+    assert not found["shop"] and not found["town"]
 
 
 def test_few_rows_are_not_enough_to_measure(sales):
@@ -290,11 +328,11 @@ def test_where_the_loss_does_not_say_where_a_vector_goes_it_stays_bounded(sales,
     assert (crossed[:, [names.index(name) for name in flat]] == 0).all()
 
 
-def test_a_width_that_was_chosen_is_kept_where_nothing_helps(sales):
-    X, y = sales
-    noise = np.random.default_rng(1).integers(0, 300, len(X)).astype(str)
-    encoder = EntityEmbeddingEncoder(**FAST, embedding_dim={"noise": 3})
-    encoder.fit_transform(X.assign(noise=noise), y)
+def test_a_width_that_was_chosen_is_kept_where_a_column_does_harm():
+    rng = np.random.default_rng(1)
+    X = pd.DataFrame({"noise": rng.integers(0, 1000, 4000).astype(str)})
+    encoder = EntityEmbeddingEncoder(max_epochs=8, max_lr=0.01, embedding_dim={"noise": 3}, random_state=0)
+    encoder.fit_transform(X, rng.normal(size=4000))
     assert not encoder.cross_fit_["features"]["noise"]["helps"]
     assert encoder.embeddings_["noise"].embedding_dim == 3
     assert not encoder.embeddings_["noise"].vectors.any()

@@ -1,6 +1,7 @@
 """Comparisons of encodings: every score is reproduced by hand, and the verdict says what it should."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,29 @@ def test_groups_and_time_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert [len(problem.X_train) + len(problem.X_test) for problem in seen] == [80] * 3
     for problem in seen:
         assert not set(problem.X_train["shop"]) & set(problem.X_test["shop"])
+        assert (problem.groups == problem.X_train["shop"]).all()
+
+
+def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = problem.X_train["shop"].to_numpy()
+    seen = []
+
+    class Recording(EntityEmbeddingRegressor):
+        def fit_transform(self, X, y, sample_weight=None, groups=None):
+            seen.append(groups)
+            return self.fit(X, y).transform(X)
+
+    compare(
+        replace(problem, groups=groups),
+        Recording(["shop", "hour"], random_state=0, **FAST),
+        encodings=["embedkit"],
+        models=["knn"],
+    )
+    assert len(seen) == 1 and (seen[0] == groups).all()
+    # Of a group no row is in its own fold's mean: all shops are as if new to the target encoder.
+    encoded = evaluation.encode(replace(problem, groups=groups), "target", 0).train
+    assert len(np.unique(encoded[:, 0])) == 5
+    assert len(np.unique(evaluation.encode(problem, "target", 0).train[:, 0])) > 5
 
 
 @pytest.mark.parametrize(

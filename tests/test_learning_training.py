@@ -13,6 +13,7 @@ from embedkit.learning.learned import NetworkShape
 from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
+from embedkit.learning.threads import SMALL_STEP, threads_for
 from embedkit.learning.training import Trainer
 from embedkit.vocabulary import UNKNOWN
 
@@ -229,3 +230,20 @@ def _try_once(monkeypatch):
     """`Trainer.tried`: False when first called, then True."""
     calls = itertools.count()
     monkeypatch.setattr(Trainer, "tried", lambda self: next(calls) > 0, raising=False)
+
+
+def test_small_steps_take_one_thread_and_large_ones_all():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trainer = make_trainer()
+        assert trainer.network.shape.n_weights == (3 + 1) * 8 + 8 * 1
+        with pytest.raises(ZeroDivisionError), threads_for(trainer):
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+        assert torch.get_num_threads() == 2
+        trainer.batch_size = SMALL_STEP
+        with threads_for(trainer):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

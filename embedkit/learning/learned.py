@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,7 +25,7 @@ class Settings:
     numeric: str = "scale"
     hidden_layer_sizes: tuple[int, ...] = (200, 100)
     dropout: float = 0.1
-    embedding_dropout: float = 0.2
+    embedding_dropout: float = 0.05
     unknown_fraction: float = 0.03
     shrinkage: float = 0.1
     min_reliability: float = 0.3
@@ -95,6 +96,12 @@ class NetworkShape:
     n_numeric: int
     hidden_layer_sizes: tuple[int, ...]
     n_outputs: int
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of the layers: multiplications for a row."""
+        widths = [sum(self.embedding_dims) + self.n_numeric, *self.hidden_layer_sizes, self.n_outputs]
+        return sum(wide * narrow for wide, narrow in pairwise(widths))
 
     def to_json(self) -> dict[str, Any]:
         """The shape as JSON can hold it."""
