@@ -161,9 +161,7 @@ def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:
         raise InputError(f"{name} has {len(values)} rows, X has {num_rows}: give one for each row")
 
 
-def _take(
-    whole: Problem, train: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None
-) -> Problem:
+def _take(whole: Problem, train: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None) -> Problem:
     """Some rows to learn from, and some to be judged on."""
     X, y = whole.X_train, whole.y_train
     return replace(

@@ -307,12 +307,11 @@ def _block_scores(
     if len(np.unique(y)) < 2:
         return np.full(N_BLOCKS, 0.5)  # of one class there is nothing to tell
     predicted = model.fit(X, y).predict_proba(X_test)
-    return np.array(
-        [
-            macro_auc(y_test[part], predicted[part], model.classes_) if len(np.unique(y_test[part])) > 1 else 0.5
-            for part in parts
-        ]
-    )
+    scores = np.full(N_BLOCKS, 0.5)
+    for block, part in enumerate(parts):
+        if len(np.unique(y_test[part])) > 1:
+            scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
+    return scores
 
 
 def choose(

@@ -88,10 +88,10 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     axes_ : dict of str to dict
         Of each feature the "reliability" and the variance "share" of all axes, those not published included.
     cross_fit_ : dict or None
-        Of `fit_transform`: "features" says of each column whether it was "cross_fitted", whether it "helps"
-        on held-out rows or does no harm there (if not, its vectors are zeros), and its "alignment_residual" (how far vectors
-        learned without a row lie from the full ones, relative to the spread of these), "scores" what was
-        measured, "reason" why it was chosen so. None after `fit`.
+        Of `fit_transform`: "features" says of each column whether it was "cross_fitted", if it "helps" (if
+        not, it does harm on held-out rows and its vectors are zeros), and its "alignment_residual" (how far
+        vectors learned without a row lie from the full ones, relative to the spread of these), "scores" what
+        was measured, "reason" why it was chosen so. None after `fit`.
     history_ : list of dict
         Losses of each epoch: the mean over rows of half the squared error of the standardised target, or of
         the cross-entropy in nats.

@@ -223,8 +223,9 @@ def _rival(encoding: str, problem: Problem, random_state: int) -> Any:
         kind = KFold if regression else StratifiedKFold
         folds = kind(5, shuffle=True, random_state=random_state)
         if problem.groups is not None:
-            splitter = GroupKFold(min(5, len(np.unique(problem.groups))), shuffle=True, random_state=random_state)
-            folds = list(splitter.split(problem.X_train, problem.y_train, problem.groups))
+            n_folds = min(5, len(np.unique(problem.groups)))
+            kind = GroupKFold(n_folds, shuffle=True, random_state=random_state)
+            folds = list(kind.split(problem.X_train, problem.y_train, problem.groups))
         return TargetEncoder(target_type=target_type, cv=folds)
     raise InputError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
 

@@ -265,7 +265,8 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
         encodings=["embedkit"],
         models=["knn"],
     )
-    assert len(seen) == 1 and (seen[0] == groups).all()
+    assert len(seen) == 1
+    assert (seen[0] == groups).all()
     # Of a group no row is in its own fold's mean: all shops are as if new to the target encoder.
     encoded = evaluation.encode(replace(problem, groups=groups), "target", 0).train
     assert len(np.unique(encoded[:, 0])) == 5
