@@ -70,7 +70,7 @@ def learning_options(command: Callable) -> Callable:
             type=click.IntRange(1),
             expose_value=False,
             callback=_use_threads,
-            help="CPU threads, at most; small training steps take one.",
+            help="CPU threads, at most: steps of a training take one where that is faster.",
         ),
         click.option(
             "-q",

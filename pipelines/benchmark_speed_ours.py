@@ -22,7 +22,6 @@ from embedkit.learning.gradients import product
 from embedkit.learning.learned import NetworkShape
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims
 from embedkit.learning.targets import Head
-from embedkit.learning.threads import threads_for
 from embedkit.learning.training import Trainer
 from embedkit.vocabulary import Vocabulary
 
@@ -80,9 +79,8 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
     prepared, seconds, curve = time.perf_counter() - start, 0.0, []
     for _ in range(job["epochs"]):
         start = time.perf_counter()
-        with threads_for(trainer):
-            for _ in range(trainer.steps_per_epoch):
-                trainer.advance(job["lr"])
+        for _ in range(trainer.steps_per_epoch):
+            trainer.advance(job["lr"])
         seconds += time.perf_counter() - start
         loss = trainer.evaluate(watched)[0]
         curve.append((seconds, loss if job["binary"] else 2 * loss))  # half the squared error, in there
@@ -138,9 +136,8 @@ def steps_per_second(trainer: Trainer, steps: int = 60, repeats: int = 5) -> tup
         for _ in range(steps):
             trainer.advance(1e-3)
 
-    with threads_for(trainer):
-        run()
-        step = best_of(repeats, run) / steps
+    run()
+    step = best_of(repeats, run) / steps
     rows = trainer.steps_per_epoch * trainer.batch_size
     shape = trainer.network.shape
     bare = floor(sum(shape.embedding_dims), shape.hidden_layer_sizes, trainer.batch_size)

@@ -13,7 +13,7 @@ from embedkit.learning.learned import NetworkShape
 from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
-from embedkit.learning.threads import SMALL_STEP, threads_for
+from embedkit.learning.threads import SHORTEST, ThreadChoice
 from embedkit.learning.training import Trainer
 from embedkit.vocabulary import UNKNOWN
 
@@ -232,17 +232,64 @@ def _try_once(monkeypatch):
     monkeypatch.setattr(Trainer, "tried", lambda self: next(calls) > 0, raising=False)
 
 
-def test_small_steps_take_one_thread_and_large_ones_all():
-    before = torch.get_num_threads()
+def test_a_step_is_the_same_on_any_number_of_threads():
+    before, found = torch.get_num_threads(), []
+    rng = np.random.default_rng(0)
+    sizes, dims, n = (300, 40, 2000), (17, 5, 30), 3000
+    codes = np.column_stack([rng.integers(2, size, n) for size in sizes]).astype(np.int32)
+    rows = make_rows(codes, rng.normal(size=(n, 3)).astype("f4"), rng.normal(size=(n, 1)), np.ones(n))
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            trainer = Trainer(
+                EntityEmbeddingNetwork(NetworkShape(sizes, dims, 3, (150, 70), 1), 0.1, 0.1),
+                [Head("y", "continuous")],
+                rows,
+                priors=[0.01] * 3,
+                batch_size=1024,
+                weight_decay=0.01,
+                unknown_fraction=0.1,
+                generator=torch.Generator().manual_seed(0),
+            )
+            trainer.threads = ThreadChoice(1)
+            losses = [trainer.step(0.01)[0] for _ in range(10)]
+            found.append((losses, content(trainer)))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+class Steps:
+    """Steps that take so long on one thread and so long on all, by a clock of their own."""
+
+    def __init__(self, one, many):
+        self.seconds, self.now, self.threads = {1: one, 2: many}, 0.0, []
+
+    def __call__(self):
+        self.threads.append(torch.get_num_threads())
+        self.now += self.seconds[self.threads[-1]]
+
+    def clock(self):
+        return self.now
+
+
+@pytest.mark.parametrize(("many", "trial"), [(0.5, 8), (0.99, 8), (2.0, 8), (9.0, 5)])
+def test_steps_take_the_faster_number_of_threads(many, trial):
+    before, steps = torch.get_num_threads(), Steps(1.0, many)
+    choice = ThreadChoice(2, steps.clock)
     torch.set_num_threads(2)
     try:
-        trainer = make_trainer()
-        assert trainer.network.shape.n_weights == (3 + 1) * 8 + 8 * 1
-        with threads_for(trainer):
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-        trainer.batch_size = SMALL_STEP
-        with threads_for(trainer):
+        for _ in range(1000):
+            choice.run(steps)
             assert torch.get_num_threads() == 2
+        assert steps.threads[:trial] == [1] * 4 + [2] * (trial - 4)
+        rest = steps.threads[trial : trial + SHORTEST]
+        assert rest == [2 if many < 0.95 else 1] * SHORTEST
+        assert steps.threads.count(2 if many > 0.95 else 1) < 40  # trials get rarer
+        steps.seconds = {1: 1.0, 2: 0.5 if many > 0.95 else 9.0}  # the other process ends, or begins
+        for _ in range(2000):
+            choice.run(steps)
+        assert choice.chosen == (2 if many > 0.95 else 1)
     finally:
         torch.set_num_threads(before)

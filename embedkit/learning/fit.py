@@ -22,7 +22,6 @@ from embedkit.learning.prepare import Preparation, prepare
 from embedkit.learning.schedules import make_schedule
 from embedkit.learning.streaming import Stream
 from embedkit.learning.targets import Head
-from embedkit.learning.threads import threads_for
 from embedkit.vocabulary import Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
@@ -109,8 +108,7 @@ def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LR
     """The learning-rate range test; leaves the trainer as it was."""
     options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": AUTO_LR_BOUNDS, **sweep}
     bar = progress_bar("finding the learning rate", settings)
-    with threads_for(preparation.trainer):
-        return find_lr(preparation.trainer, progress=bar, **options)
+    return find_lr(preparation.trainer, progress=bar, **options)
 
 
 def _train(
@@ -124,16 +122,15 @@ def _train(
         steps_per_epoch=trainer.steps_per_epoch,
         **settings.schedule_options,
     )
-    with threads_for(trainer):
-        return train(
-            trainer,
-            schedule,
-            settings.max_epochs,
-            watch=preparation.watch,
-            n_iter_no_change=settings.n_iter_no_change,
-            progress=progress_bar("learning", settings),
-            checkpoint=checkpoint,
-        )
+    return train(
+        trainer,
+        schedule,
+        settings.max_epochs,
+        watch=preparation.watch,
+        n_iter_no_change=settings.n_iter_no_change,
+        progress=progress_bar("learning", settings),
+        checkpoint=checkpoint,
+    )
 
 
 def _harvest(

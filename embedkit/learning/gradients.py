@@ -28,7 +28,11 @@ class LayerGradients:
     Attributes
     ----------
     parameters, gradient : tensor of shape (all parameters of the layers,)
+    n_shares : int
+        Parts of a batch, of which one is at hand.
     """
+
+    n_shares = 1
 
     def __init__(self, network: EntityEmbeddingNetwork) -> None:
         self.network = network
@@ -54,14 +58,17 @@ class LayerGradients:
         if numeric.shape[1]:
             x = torch.cat([x, numeric], dim=1)  # (batch, inputs)
         self.saved = [(mask,)]
+        rows = len(x) * self.n_shares
         for linear, norm, dropout in self.blocks:
-            before = product(x, linear.weight, linear.bias)  # (batch, units)
-            y, mean, inverse = torch.native_batch_norm(
-                before, norm.weight, norm.bias, None, None, True, norm.momentum, norm.eps
-            )
+            # Batch norm from sums over columns: whatever the number of threads, each is summed by one.
+            centred = product(x, linear.weight, linear.bias)  # (batch, units)
+            centred -= self.total(centred.sum(dim=0)) / rows
+            variance = self.total(centred.square().sum(dim=0)) / rows
+            inverse = (variance + norm.eps).rsqrt_()
+            y = torch.addcmul(norm.bias, centred, norm.weight * inverse)
             mask = dropout.mask(y)
             y = y.relu_().mul_(mask)
-            self.saved.append((x, before, mean, inverse, y, mask))
+            self.saved.append((x, centred, inverse, y, mask))
             x = y
         self.saved.append((x,))
         return product(x, self.last.weight, self.last.bias)  # (batch, n_outputs)
@@ -74,14 +81,15 @@ class LayerGradients:
         self.last.weight.grad.copy_(gradient.T @ x)
         self.last.bias.grad.copy_(gradient.sum(dim=0))
         g = gradient @ self.last.weight
+        rows = len(x) * self.n_shares
         for linear, norm, _ in reversed(self.blocks):
-            x, before, mean, inverse, y, mask = self.saved.pop()
+            x, centred, inverse, y, mask = self.saved.pop()
             g = torch.ops.aten.threshold_backward(g.mul_(mask), y, 0)  # where ReLU and dropout let it through
-            g, weight, bias = torch.ops.aten.native_batch_norm_backward(
-                g, before, norm.weight, None, None, mean, inverse, True, norm.eps, [True, True, True]
-            )
-            norm.weight.grad.copy_(weight)
-            norm.bias.grad.copy_(bias)
+            sums = torch.stack([(g * centred).sum(dim=0) * inverse, g.sum(dim=0)])
+            norm.weight.grad.copy_(sums[0])
+            norm.bias.grad.copy_(sums[1])
+            along, mean = self.total(sums) / rows
+            g.sub_(mean).addcmul_(centred, along * inverse, value=-1).mul_(norm.weight * inverse)
             linear.weight.grad.copy_(product(g.T, x.T))
             # That of linear.bias is zero and stays so: batch norm takes the mean out again.
             g = product(g, linear.weight.T)  # (batch, inputs)
@@ -89,6 +97,10 @@ class LayerGradients:
         dims = self.network.shape.embedding_dims
         parts = zip(g[:, : mask.shape[1]].split(dims, dim=1), mask.split(dims, dim=1), strict=True)
         return [part * kept for part, kept in parts]
+
+    def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over the rows of the whole batch from those over the rows at hand, which are all here."""
+        return sums
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import distributed
 
 from embedkit.errors import InputError
 from embedkit.learning.data import Rows
-from embedkit.learning.gradients import LayerGradients, product
+from embedkit.learning.gradients import LayerGradients
 from embedkit.learning.network import EntityEmbeddingNetwork
 
 
@@ -95,49 +95,11 @@ class SharedGradients(LayerGradients):
 
     def __init__(self, network: EntityEmbeddingNetwork, group: Group) -> None:
         super().__init__(network)
-        self.group = group
+        self.group, self.n_shares = group, group.size
 
-    @torch.no_grad()
-    def forward(self, embedded: torch.Tensor, numeric: torch.Tensor) -> torch.Tensor:
-        """Outputs for this process' rows."""
-        mask = self.network.embedding_dropout.mask(embedded)
-        x = torch.cat([embedded.mul_(mask), numeric], dim=1)
-        self.saved = [(mask,)]
-        rows = len(x) * self.group.size
-        for linear, norm, dropout in self.blocks:
-            centred = product(x, linear.weight, linear.bias)  # (share of the batch, units)
-            centred = centred - self.group.add(centred.sum(dim=0)) / rows
-            variance = self.group.add(centred.square().sum(dim=0)) / rows
-            inverse = (variance + norm.eps).rsqrt()
-            scaled = centred * inverse
-            y = scaled * norm.weight + norm.bias
-            mask = dropout.mask(y)
-            y = y.relu_().mul_(mask)
-            self.saved.append((x, scaled, inverse, y, mask))
-            x = y
-        self.saved.append((x,))
-        return product(x, self.last.weight, self.last.bias)
-
-    @torch.no_grad()
-    def backward(self, gradient: torch.Tensor) -> list[torch.Tensor]:
-        """Gradients from this process' rows, whose sum over the group is that of the batch."""
-        (x,) = self.saved.pop()
-        self.last.weight.grad.copy_(gradient.T @ x)
-        self.last.bias.grad.copy_(gradient.sum(dim=0))
-        g = gradient @ self.last.weight
-        rows = len(x) * self.group.size
-        for linear, norm, _ in reversed(self.blocks):
-            x, scaled, inverse, y, mask = self.saved.pop()
-            g = torch.ops.aten.threshold_backward(g.mul_(mask), y, 0)
-            sums = torch.stack([(g * scaled).sum(dim=0), g.sum(dim=0)])
-            norm.weight.grad.copy_(sums[0])
-            norm.bias.grad.copy_(sums[1])
-            self.group.add(sums)
-            g = (g - (scaled * sums[0] + sums[1]) / rows) * (norm.weight * inverse)
-            linear.weight.grad.copy_(product(g.T, x.T))
-            g = product(g, linear.weight.T)
-        (mask,) = self.saved.pop()
-        return list((g[:, : mask.shape[1]] * mask).split(self.network.shape.embedding_dims, dim=1))
+    def total(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over the rows of all processes."""
+        return self.group.add(sums)
 
 
 def _leave_group() -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -96,12 +95,6 @@ class NetworkShape:
     n_numeric: int
     hidden_layer_sizes: tuple[int, ...]
     n_outputs: int
-
-    @property
-    def n_weights(self) -> int:
-        """Weights of the layers: multiplications for a row."""
-        widths = [sum(self.embedding_dims) + self.n_numeric, *self.hidden_layer_sizes, self.n_outputs]
-        return sum(wide * narrow for wide, narrow in pairwise(widths))
 
     def to_json(self) -> dict[str, Any]:
         """The shape as JSON can hold it."""

@@ -89,7 +89,7 @@ class TableOptimizer:
         ):
             total = part.new_zeros(len(table) if short else len(codes), part.shape[1])
             sums.append(total.index_add_(0, column if short else group, part))
-        squares = torch.stack([part.flatten().dot(part.flatten()) for part in sums])  # (n_features,)
+        squares = torch.stack([part.square().sum(dim=0).sum() for part in sums])  # (n_features,)
         self.second_moments.lerp_(squares.double() / (sizes * self.widths), 1 - self.beta)
         unbiased = self.second_moments / (1 - self.beta**self.num_steps)
         rates = lr / (unbiased.sqrt() + 1e-12)

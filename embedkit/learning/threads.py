@@ -1,27 +1,67 @@
-"""How many threads a training is worth."""
+"""How many threads a training step is worth, found out on the way."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TypeVar
 
 import torch
 
-from embedkit.learning.training import Trainer
+Result = TypeVar("Result")
 
-# Multiplications of a step's forward pass, below which threads wait for one another longer than they work.
-SMALL_STEP = 1 << 26
+# Steps of each trial, on one thread and then on all.
+TRIAL_STEPS = 4
+# Steps between trials: at first, and where the answer has long been the same.
+SHORTEST, LONGEST = 64, 1024
+# All threads have to be faster by so much; a trial is over where they take so many times as long.
+WORTH_IT, HOPELESS = 0.95, 3.0
 
 
-@contextmanager
-def threads_for(trainer: Trainer) -> Iterator[None]:
-    """One thread for a training of small steps, those that torch has for one of large steps.
+class ThreadChoice:
+    """Runs steps on one thread, or on all that torch has, whichever is faster at the time.
 
-    A small step is over in two milliseconds and many pieces. A second thread makes it faster by a fifth at
-    best, and many times slower where another process wants its core.
+    A step of a small network is over in milliseconds, and many pieces. On a core of its own a second thread
+    makes it faster by a half at best; where another process wants that core the two wait for one another, and
+    it takes many times as long. So it is tried, and tried again. It must not matter to the result: `Trainer`
+    takes the same step to the last bit on any number of threads.
+
+    Parameters
+    ----------
+    most : int
+        Threads to try; 1 leaves nothing to choose.
+    clock : callable
+        Seconds, as of `time.perf_counter`.
     """
-    before = torch.get_num_threads()
-    if trainer.batch_size * trainer.network.shape.n_weights < SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.most, self.clock = most, clock
+        self.chosen, self.wait, self.until_trial = 1, SHORTEST, 0
+        self.seconds: list[float] = []  # of the steps of a trial under way
+
+    def run(self, step: Callable[[], Result]) -> Result:
+        """The result of a step."""
+        if self.most == 1:
+            return step()
+        on_trial = self.until_trial == 0
+        start = self.clock()
+        torch.set_num_threads(
+            (1 if len(self.seconds) < TRIAL_STEPS else self.most) if on_trial else self.chosen
+        )
+        try:
+            return step()
+        finally:
+            torch.set_num_threads(self.most)
+            if on_trial:
+                self._learn(self.clock() - start)
+            else:
+                self.until_trial -= 1
+
+    def _learn(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        one, many = self.seconds[:TRIAL_STEPS], self.seconds[TRIAL_STEPS:]
+        hopeless = bool(many) and seconds > HOPELESS * median(one)
+        if len(many) < TRIAL_STEPS and not hopeless:
+            return
+        better = self.most if not hopeless and median(many) < WORTH_IT * median(one) else 1
+        self.wait = min(2 * self.wait, LONGEST) if better == self.chosen else SHORTEST
+        self.chosen, self.until_trial, self.seconds = better, self.wait, []

@@ -14,11 +14,14 @@ from embedkit.learning.memory import OutOfMemoryError, Result, TornStepError, at
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.optimizer import AdamW, TableOptimizer
 from embedkit.learning.targets import Head
+from embedkit.learning.threads import ThreadChoice
 
 # Step of the tables for one of the layers. Long tables need large steps to get where their prior wants them
 # within a training; the layers do best with small ones.
 TABLE_RATE = 4.0
 EVALUATION_BATCH = 16_384
+# Steps of more rows than this are worth all threads, wherever they run.
+SMALL_BATCH = 8_192
 
 
 class Trainer:
@@ -66,6 +69,8 @@ class Trainer:
         self.tables = TableOptimizer(list(network.tables), priors)
         self.group = group
         self.gradients = LayerGradients(network) if group is None else SharedGradients(network, group)
+        small = rows.device.type == "cpu" and group is None and self.batch_size <= SMALL_BATCH
+        self.threads = ThreadChoice(torch.get_num_threads() if small else 1)
         self.layers = AdamW(self.gradients.parameters, weight_decay)
         self.noise = torch.ones(len(heads), device=rows.device)  # residual variance of each target
         self.mean_weight = rows.weights.mean()
@@ -112,7 +117,7 @@ class Trainer:
                 "need not fit"
             )
         while True:
-            result, enough = attempt(lambda: self._take_step(batch, lr))
+            result, enough = attempt(lambda: self.threads.run(lambda: self._take_step(batch, lr)))
             if enough:
                 return result
             if self.group is not None:
