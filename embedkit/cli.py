@@ -25,8 +25,8 @@ def main() -> None:
       embedkit demo
       embedkit fit train.parquet --target Sales --categorical Store,DayOfWeek --out stores.embedkit
     """
-    # Threads of torch that wait for one another spin by default: beside other work on the machine, a training
-    # of many small steps takes five times as long. torch reads this when it is loaded.
+    # Threads of torch that wait for one another spin by default, at the cost of whatever else the machine has
+    # to do, which a command cannot know. torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

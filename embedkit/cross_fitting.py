@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedkit.errors import InputError
+from embedkit.folds import Folds, look_up, make_folds, rows_present
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embedkit.learning.cross_fit import Evidence
     from embedkit.learning.learned import Learned
     from embedkit.learning.targets import Head
 
@@ -26,76 +26,11 @@ N_FOLDS = 5
 MIN_ROWS, MAX_ROWS, ENOUGH_ROWS = 1_000, 12_000, 20_000
 # What a choice has to gain, in standard errors: the best of three tries gains so much by chance.
 MIN_GAIN = 0.8
+# Vectors of which more than this share is noise have to help the network on held-out rows to be published.
+MAX_NOISE = 0.5
 # Parts of the held-out rows, each judged by itself, which tell how sure a gain is.
 N_BLOCKS = 5
 N_TREES = {"forest": 20, "lightgbm": 60}
-
-
-@dataclass(frozen=True)
-class Folds:
-    """Which rows each row must not have been learned from.
-
-    Attributes
-    ----------
-    test : int array of shape (n_rows,)
-        Fold that encodes each row.
-    cells : int array of shape (n_rows,)
-        Rows of one cell are in the same folds.
-    excluded : bool array of shape (n_folds, n_cells)
-        Cells that a fold's tables are learned without.
-    """
-
-    test: np.ndarray
-    cells: np.ndarray
-    excluded: np.ndarray
-
-
-def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
-    """Folds from a number or a splitter.
-
-    Parameters
-    ----------
-    cross_fit : int or splitter of scikit-learn
-        A number makes random folds, of whole groups where there are groups.
-    y : ndarray of shape (n_rows,) or (n_rows, n_targets)
-    groups : array of shape (n_rows,) or None
-    seed : int
-
-    Raises
-    ------
-    InputError
-        If `cross_fit` is neither, or tests a row twice, or one that it trains on.
-    """
-    from sklearn.model_selection import GroupKFold, KFold
-
-    n_rows = len(y)
-    if isinstance(cross_fit, (int, np.integer)) and not isinstance(cross_fit, bool):
-        most, what = (n_rows, "rows") if groups is None else (len(np.unique(groups)), "groups")
-        if not 2 <= cross_fit <= most:
-            raise InputError(f"cross_fit must be at least 2 and at most {most} {what}, got {cross_fit}")
-        kind = KFold if groups is None else GroupKFold
-        cross_fit = kind(int(cross_fit), shuffle=True, random_state=seed)
-    if not hasattr(cross_fit, "split"):
-        raise InputError(
-            "cross_fit must be 'auto', False, a number of folds or a splitter of scikit-learn, "
-            f"got {cross_fit!r}"
-        )
-    test = np.full(n_rows, -1)
-    learned_from = []
-    for fold, (train, held) in enumerate(cross_fit.split(np.empty((n_rows, 1)), y, groups)):
-        if (test[held] >= 0).any():
-            raise InputError("cross_fit tests a row twice: give a splitter that tests each row once at most")
-        test[held] = fold
-        learned_from.append(np.isin(np.arange(n_rows), train))
-        if learned_from[-1][held].any():
-            raise InputError("cross_fit tests rows that it trains on: give a splitter that keeps them apart")
-    # Rows that no fold tests, as the oldest of a split by time, are encoded without one another.
-    if (test < 0).any():
-        learned_from.append(test >= 0)
-        test[test < 0] = len(learned_from) - 1
-    membership = np.stack(learned_from, axis=1)
-    patterns, cells = np.unique(membership, axis=0, return_inverse=True)
-    return Folds(test, cells.reshape(-1), ~patterns.T)
 
 
 def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | str:
@@ -108,7 +43,7 @@ def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | 
         return make_folds(cross_fit, targets, groups, settings.seed)
     if cross_fit != "auto":
         raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
-    present = _present(weights, len(targets))
+    present = rows_present(weights, len(targets))
     n_rows = int(present.sum())
     if n_rows < MIN_ROWS:
         return f"{n_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
@@ -117,6 +52,8 @@ def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | 
     if n_folds < 2:
         return "all rows are of one group, which leaves none to measure it on"
     folds = make_folds(n_folds, targets[present], groups, settings.seed)
+    if not _folds_to_hold_out(folds, np.ones(n_rows, dtype=bool)):
+        return "the groups are too unequal to hold some of them out"
     # Nothing is learned from rows of weight 0: any tables may encode them.
     test, cells = np.zeros((2, len(present)), dtype=np.int64)
     test[present], cells[present] = folds.test, folds.cells
@@ -138,7 +75,7 @@ def cross_fit_rows(
     Returns
     -------
     learned : Learned
-        With a record of what was done; columns that do harm have a table of zeros.
+        With a record of what was done; columns of noise that do not help have a table of zeros.
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted.
     """
@@ -156,60 +93,43 @@ def cross_fit_rows(
     evidence = gather_evidence(learned, rows, folds.cells, n_cells, settings.seed)
     codes = rows.codes.numpy()
     found = dict(zip(features, look_up(evidence, codes, folds.test, folds.excluded), strict=True))
-    present = _present(weights, table.num_rows)
+    present = rows_present(weights, table.num_rows)
     residuals = {
         part.feature: alignment_residual(part.vectors[codes[present, i]], found[part.feature][present])
         for i, part in enumerate(learned.tables)
     }
-    chosen, harmful, scores, reason = features, [], [], "asked for"
+    chosen, useless, scores, reason = features, [], [], "asked for"
     if isinstance(cross_fit, str):
-        n_pilots = min(max(ENOUGH_ROWS // int(present.sum()), 1), len(folds.excluded))
-        pilots = [Pilot.learn(inputs, learned.max_lr, folds, held_out) for held_out in range(n_pilots)]
-        harmful = [name for name in features if all(name in pilot.harmful for pilot in pilots)]
+        # Of vectors that are nothing but noise a fold takes this much along: one of n rows has 1 / n of it.
+        limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
+        noisy = [name for name in features if residuals[name] > limit]
+        held_out = _folds_to_hold_out(folds, present)[: max(ENOUGH_ROWS // int(present.sum()), 1)]
+        pilots = [Pilot.learn(inputs, learned.max_lr, folds, fold, noisy) for fold in held_out]
+        useless = [name for name in noisy if all(name in pilot.useless for pilot in pilots)]
         bar = progress_bar("choosing what to cross-fit", settings)
         chosen, scores, reason = choose(pilots, residuals, bar)
-    record = _record(features, chosen, harmful, residuals, scores, reason)
-    learned = replace(silence(learned, harmful, settings), cross_fit=record)
+    record = _record(features, chosen, useless, residuals, scores, reason)
+    learned = replace(silence(learned, useless, settings), cross_fit=record)
     return learned, {name: found[name] for name in chosen}
 
 
-def look_up(
-    evidence: Sequence["Evidence"], codes: np.ndarray, which: np.ndarray, excluded: np.ndarray
-) -> list[np.ndarray]:
-    """Vectors of rows from tables that were learned without some cells.
-
-    Parameters
-    ----------
-    evidence : sequence of Evidence
-        One per table.
-    codes : int array of shape (n_rows, n_tables)
-    which : int array of shape (n_rows,)
-        Row of `excluded` that is for each row.
-    excluded : bool array of shape (n_choices, n_cells)
-
-    Returns
-    -------
-    list of float32 array of shape (n_rows, width)
-        One per table.
-    """
-    result = [np.empty((len(codes), part.vectors.shape[1]), dtype=np.float32) for part in evidence]
-    for choice in np.unique(which):
-        here = np.flatnonzero(which == choice)
-        for i, part in enumerate(evidence):
-            result[i][here] = part.without(excluded[choice])[codes[here, i]]
-    return result
+def _folds_to_hold_out(folds: Folds, present: np.ndarray) -> list[int]:
+    """Folds that have rows enough to judge, and leave as many to learn from."""
+    sizes = np.bincount(folds.test[present], minlength=len(folds.excluded))
+    enough = (sizes >= 2 * N_BLOCKS) & (sizes <= sizes.sum() / 2)
+    return np.flatnonzero(enough).tolist()
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """A training without one fold, which shows what helps and what harms on rows not learned from.
+    """A training without one fold, which shows what helps on rows that nothing was learned from.
 
     Attributes
     ----------
     embeddings : EmbeddingSet
-        Of the columns that do the network no harm on the held-out rows.
-    harmful : list of str
-        The other categorical columns.
+        Of the columns that are taken.
+    useless : list of str
+        The other categorical columns: noise that does not help the network on the held-out rows.
     train, held_out : float32 array of shape (n_rows, width)
         Rows as the set encodes them.
     crossed : dict of str to float32 array of shape (n_train, width of the column)
@@ -221,7 +141,7 @@ class Pilot:
     """
 
     embeddings: EmbeddingSet
-    harmful: list[str]
+    useless: list[str]
     train: np.ndarray
     held_out: np.ndarray
     crossed: dict[str, np.ndarray]
@@ -230,13 +150,18 @@ class Pilot:
     seed: int
 
     @classmethod
-    def learn(cls, inputs: tuple[Any, ...], max_lr: float, folds: Folds, held_out: int) -> "Pilot":
-        """Learn from the rows outside one fold as all rows were learned from, at a known rate."""
-        from embedkit.learning.cross_fit import coded_rows, gather_evidence, spoils
+    def learn(
+        cls, inputs: tuple[Any, ...], max_lr: float, folds: Folds, held_out: int, noisy: Sequence[str]
+    ) -> "Pilot":
+        """Learn from the rows outside one fold as all rows were learned from, at a known rate.
+
+        Of the `noisy` columns those are left out that do not help on the held-out rows.
+        """
+        from embedkit.learning.cross_fit import coded_rows, gather_evidence, helpful
         from embedkit.learning.fit import learn
 
         table, roles, heads, targets, weights, settings = inputs
-        present = _present(weights, table.num_rows)
+        present = rows_present(weights, table.num_rows)
         train = np.flatnonzero(present & ~folds.excluded[held_out][folds.cells])
         held = np.flatnonzero(present & (folds.test == held_out))
         train_weights = None if weights is None else weights[train]
@@ -245,13 +170,14 @@ class Pilot:
         rows = coded_rows(pilot, table, targets, weights)
         cells, n_cells = folds.cells[train], folds.excluded.shape[1]
         evidence = gather_evidence(pilot, rows.take(train), cells, n_cells, settings.seed)
-        harms = dict(zip(roles.categorical, spoils(pilot, rows.take(held)), strict=True))
+        helps = dict(zip(roles.categorical, helpful(pilot, rows.take(held)), strict=True))
+        useless = [name for name in noisy if not helps[name]]
         # Not all of the models take missing numbers, which "passthrough" hands on.
         numerics = [
             replace(part, fill=mean) if part.fill is None else part
             for part, mean in zip(pilot.numerics, pilot.inputs.means, strict=False)
         ]
-        embeddings = EmbeddingSet([part for part in pilot.tables if not harms[part.feature]], numerics)
+        embeddings = EmbeddingSet([part for part in pilot.tables if part.feature not in useless], numerics)
         # The models see a sample: enough to tell what is better.
         rng = np.random.RandomState(settings.seed)
         share = min(1.0, MAX_ROWS / (len(train) + len(held)))
@@ -259,7 +185,7 @@ class Pilot:
         found = look_up(evidence, rows.codes.numpy()[train], folds.test[train], folds.excluded)
         return cls(
             embeddings,
-            [name for name, flag in harms.items() if flag],
+            useless,
             embeddings.transform(table.take(train)),
             embeddings.transform(table.take(held)),
             dict(zip(roles.categorical, found, strict=True)),
@@ -285,32 +211,36 @@ class Pilot:
                 if name in N_TREES:
                     model.set_params(n_estimators=N_TREES[name])
                 y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
-                found.append(_block_scores(model, train, y_train, self.held_out, y_test))
+                found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
             scores[name] = np.mean(found, axis=0)
         return scores
 
 
 def _block_scores(
-    model: Any, X: np.ndarray, y: np.ndarray, X_test: np.ndarray, y_test: np.ndarray
+    model: Any, kind: str, learned_from: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """R2 or ROC AUC of a model on blocks of test rows that are alike in their targets."""
-    from sklearn.base import is_classifier
-    from sklearn.metrics import r2_score
+    """R2 or ROC AUC of a model on blocks of test rows that are alike in their targets.
 
+    The squared errors of a block are set against the variance of all test rows: one of their own may have
+    none. What tells nothing counts as a guess does.
+    """
     from embedkit.models import macro_auc
 
-    blocks = np.argsort(np.argsort(y_test, kind="stable")) % N_BLOCKS
-    parts = [np.flatnonzero(blocks == block) for block in range(N_BLOCKS)]
-    if not is_classifier(model):
-        predicted = model.fit(X, y).predict(X_test)
-        return np.array([r2_score(y_test[part], predicted[part]) for part in parts])
-    if len(np.unique(y)) < 2:
-        return np.full(N_BLOCKS, 0.5)  # of one class there is nothing to tell
-    predicted = model.fit(X, y).predict_proba(X_test)
-    scores = np.full(N_BLOCKS, 0.5)
-    for block, part in enumerate(parts):
-        if len(np.unique(y_test[part])) > 1:
-            scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
+    (X, y), (X_test, y_test) = learned_from, test
+    n_blocks = min(N_BLOCKS, len(y_test))
+    blocks = np.argsort(np.argsort(y_test, kind="stable")) % n_blocks
+    parts = [np.flatnonzero(blocks == block) for block in range(n_blocks)]
+    if kind == "regression":
+        if not (variance := y_test.var()) > 0:
+            return np.zeros(n_blocks)
+        squares = np.square(model.fit(X, y).predict(X_test) - y_test)
+        return np.array([1 - squares[part].mean() / variance for part in parts])
+    scores = np.full(n_blocks, 0.5)
+    if len(np.unique(y)) > 1:
+        predicted = model.fit(X, y).predict_proba(X_test)
+        for block, part in enumerate(parts):
+            if len(np.unique(y_test[part])) > 1:
+                scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
     return scores
 
 
@@ -339,7 +269,7 @@ def choose(
     pilots = [pilot for pilot in pilots if pilot.embeddings]
     useful = {name for pilot in pilots for name in pilot.embeddings}
     if not useful:
-        return [], [], "every column does harm on held-out rows"
+        return [], [], "no column helps on held-out rows"
     ranked = sorted(useful, key=lambda name: (-residuals[name], name))
     scores, blocks = [], []
     sizes = sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)})
@@ -351,11 +281,13 @@ def choose(
         scores.append({"cross_fitted": ranked[:size], **means, "mean": float(blocks[-1].mean())})
     best = int(np.argmax([score["mean"] for score in scores]))
     gains = blocks[best] - blocks[0]
+    if len(gains) < 2:
+        return [], scores, "one row held out is too few to measure it"
     gain, error = gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
-    found = f"gains {gain:.4f} +- {error:.4f} on held-out rows, mean over the models"
+    said = f"gains {gain:.4f} +- {error:.4f} on held-out rows, mean over the models"
     if gain <= MIN_GAIN * error:
-        return [], scores, f"{found}: too little"
-    return scores[best]["cross_fitted"], scores, found
+        return [], scores, f"{said}: too little"
+    return scores[best]["cross_fitted"], scores, said
 
 
 def column_slices(embeddings: EmbeddingSet) -> dict[str, slice]:
@@ -365,23 +297,18 @@ def column_slices(embeddings: EmbeddingSet) -> dict[str, slice]:
     return {name: slice(first, first + embeddings[name].embedding_dim) for name, first in firsts.items()}
 
 
-def _present(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
-    """Which rows exist: those of weight 0 do not."""
-    return np.ones(n_rows, dtype=bool) if weights is None else weights > 0
-
-
 def _record(
     features: Sequence[str],
     chosen: Sequence[str],
-    harmful: Sequence[str],
+    useless: Sequence[str],
     residuals: Mapping[str, float],
     scores: list[dict[str, Any]],
     reason: str,
 ) -> dict[str, Any]:
     content = {
         name: {
-            "cross_fitted": name in chosen and name not in harmful,
-            "helps": name not in harmful,
+            "cross_fitted": name in chosen and name not in useless,
+            "helps": name not in useless,
             "alignment_residual": residuals.get(name),
         }
         for name in features

@@ -199,9 +199,9 @@ def _tell(network: "EntityEmbeddingClassifier", seconds: float, echo: Callable[[
     said = network.cross_fit_["features"]
     apart = [name for name, of in said.items() if of["cross_fitted"]]
     echo(f"encoded without themselves: {', '.join(apart) or 'none'} ({network.cross_fit_['reason']})")
-    useless = [name for name, of in said.items() if not of["helps"]]
-    if useless:
-        echo(f"set to zero, as they do not help on held-out rows: {', '.join(useless)}")
+    noise = [name for name, of in said.items() if not of["helps"]]
+    if noise:
+        echo(f"set to zero, as noise that does not help on held-out rows: {', '.join(noise)}")
 
 
 def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:

@@ -52,11 +52,11 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
         does so for the columns where quick models get better by it on rows held out of the training rows, and
-        sets columns to zero that do harm there.
+        sets columns to zero that are mostly noise and of no help there.
     weight_decay : float, default=0.01
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
-        Peak learning rate. "auto" runs the range test first and takes its suggestion, within 2e-3 and 1e-2.
+        Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional
@@ -89,9 +89,9 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Of each feature the "reliability" and the variance "share" of all axes, those not published included.
     cross_fit_ : dict or None
         Of `fit_transform`: "features" says of each column whether it was "cross_fitted", if it "helps" (if
-        not, it does harm on held-out rows and its vectors are zeros), and its "alignment_residual" (how far
-        vectors learned without a row lie from the full ones, relative to the spread of these), "scores" what
-        was measured, "reason" why it was chosen so. None after `fit`.
+        not, it is mostly noise, of no help on held-out rows, and its vectors are zeros), and its
+        "alignment_residual" (how far vectors learned without a row lie from the full ones, relative to the
+        spread of these), "scores" what was measured, "reason" why it was chosen so. None after `fit`.
     history_ : list of dict
         Losses of each epoch: the mean over rows of half the squared error of the standardised target, or of
         the cross-entropy in nats.

@@ -40,7 +40,8 @@ class Problem:
     categorical, numeric : list of str
     kind : {"regression", "binary", "multiclass"}
     groups : ndarray of shape (n_train,), optional
-        Training rows of one group resemble one another more than test rows resemble them.
+        Training rows of one group resemble one another more than test rows resemble them: where an encoding
+        cross-fits, they are in one fold (target encoding needs scikit-learn 1.9 for that).
     """
 
     X_train: pd.DataFrame
@@ -220,12 +221,13 @@ def _rival(encoding: str, problem: Problem, random_state: int) -> Any:
         target_type = "continuous" if regression else problem.kind
         if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):  # takes no splitter yet
             return TargetEncoder(target_type=target_type, random_state=random_state)
-        kind = KFold if regression else StratifiedKFold
-        folds = kind(5, shuffle=True, random_state=random_state)
-        if problem.groups is not None:
-            n_folds = min(5, len(np.unique(problem.groups)))
-            kind = GroupKFold(n_folds, shuffle=True, random_state=random_state)
-            folds = list(kind.split(problem.X_train, problem.y_train, problem.groups))
+        n_groups = 0 if problem.groups is None else len(np.unique(problem.groups))
+        if n_groups > 1:
+            splitter = GroupKFold(min(5, n_groups), shuffle=True, random_state=random_state)
+            folds = list(splitter.split(problem.X_train, problem.y_train, problem.groups))
+        else:
+            splitter = KFold if regression else StratifiedKFold
+            folds = splitter(5, shuffle=True, random_state=random_state)
         return TargetEncoder(target_type=target_type, cv=folds)
     raise InputError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
 

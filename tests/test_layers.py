@@ -27,6 +27,7 @@ LAYERS = [
     ["changes"],
     ["learning", "serving", "report"],
     ["worst", "models"],
+    ["folds"],
     ["cross_fitting"],
     ["archive", "inputs", "lookup", "base", "encoder", "predictors"],
     ["evaluation", "verdict", "advice", "files"],

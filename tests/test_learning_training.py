@@ -14,7 +14,7 @@ from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
 from embedkit.learning.threads import SHORTEST, ThreadChoice
-from embedkit.learning.training import Trainer
+from embedkit.learning.training import SMALL_BATCH, Trainer
 from embedkit.vocabulary import UNKNOWN
 
 
@@ -232,28 +232,37 @@ def _try_once(monkeypatch):
     monkeypatch.setattr(Trainer, "tried", lambda self: next(calls) > 0, raising=False)
 
 
-def test_a_step_is_the_same_on_any_number_of_threads():
+NUMBER, CLASSES = Head("y", "continuous"), Head("y", "multiclass", np.arange(5))
+
+
+@pytest.mark.parametrize("batch_size", [512, SMALL_BATCH])
+@pytest.mark.parametrize("heads", [[NUMBER], [CLASSES], [NUMBER, Head("z", "continuous")]], ids=len)
+def test_a_step_is_the_same_on_any_number_of_threads(heads, batch_size):
     before, found = torch.get_num_threads(), []
     rng = np.random.default_rng(0)
     sizes, dims, n = (300, 40, 2000), (17, 5, 30), 3000
     codes = np.column_stack([rng.integers(2, size, n) for size in sizes]).astype(np.int32)
-    rows = make_rows(codes, rng.normal(size=(n, 3)).astype("f4"), rng.normal(size=(n, 1)), np.ones(n))
+    targets = rng.integers(0, 5, (n, 1)) if heads[0] is CLASSES else rng.normal(size=(n, len(heads)))
+    rows = make_rows(codes, rng.normal(size=(n, 3)).astype("f4"), targets.astype("f4"), rng.random(n))
+    shape = NetworkShape(sizes, dims, 3, (200, 150), sum(head.n_outputs for head in heads))
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             torch.manual_seed(0)
             trainer = Trainer(
-                EntityEmbeddingNetwork(NetworkShape(sizes, dims, 3, (150, 70), 1), 0.1, 0.1),
-                [Head("y", "continuous")],
+                EntityEmbeddingNetwork(shape, 0.1, 0.1),
+                heads,
                 rows,
                 priors=[0.01] * 3,
-                batch_size=1024,
+                batch_size=batch_size,
                 weight_decay=0.01,
                 unknown_fraction=0.1,
                 generator=torch.Generator().manual_seed(0),
             )
             trainer.threads = ThreadChoice(1)
-            losses = [trainer.step(0.01)[0] for _ in range(10)]
+            losses = [trainer.step(0.01)[0] for _ in range(4)]
+            trainer.micro_batch = batch_size // 2
+            losses += [trainer.step(0.01)[0] for _ in range(2)]
             found.append((losses, content(trainer)))
     finally:
         torch.set_num_threads(before)
@@ -274,22 +283,54 @@ class Steps:
         return self.now
 
 
-@pytest.mark.parametrize(("many", "trial"), [(0.5, 8), (0.99, 8), (2.0, 8), (9.0, 5)])
-def test_steps_take_the_faster_number_of_threads(many, trial):
-    before, steps = torch.get_num_threads(), Steps(1.0, many)
-    choice = ThreadChoice(2, steps.clock)
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        for _ in range(1000):
-            choice.run(steps)
-            assert torch.get_num_threads() == 2
-        assert steps.threads[:trial] == [1] * 4 + [2] * (trial - 4)
-        rest = steps.threads[trial : trial + SHORTEST]
-        assert rest == [2 if many < 0.95 else 1] * SHORTEST
-        assert steps.threads.count(2 if many > 0.95 else 1) < 40  # trials get rarer
-        steps.seconds = {1: 1.0, 2: 0.5 if many > 0.95 else 9.0}  # the other process ends, or begins
-        for _ in range(2000):
-            choice.run(steps)
-        assert choice.chosen == (2 if many > 0.95 else 1)
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("many", "trial"), [(0.5, 5), (0.99, 5), (2.0, 5), (9.0, 3)])
+def test_steps_take_the_faster_number_of_threads(two_threads, many, trial):
+    steps, better = Steps(1.0, many), 2 if many < 0.95 else 1
+    choice = ThreadChoice(2, steps.clock)
+    for _ in range(1000):
+        choice.run(steps)
+        assert torch.get_num_threads() == 2
+    assert steps.threads[: 5 + trial] == [1] * 5 + [2] * trial
+    assert steps.threads[5 + trial : 5 + trial + SHORTEST] == [better] * SHORTEST
+    assert steps.threads.count(3 - better) <= 25  # trials get rarer
+
+
+def test_threads_that_get_slow_are_given_up_at_once_and_tried_again(two_threads):
+    steps = Steps(1.0, 0.5)
+    choice = ThreadChoice(2, steps.clock)
+    for _ in range(500):
+        choice.run(steps)
+    assert choice.chosen == 2
+    steps.seconds[2], done = 1000.0, len(steps.threads)
+    for _ in range(500):
+        choice.run(steps)
+    assert steps.threads[done:].count(2) <= 2 + 3 * 4
+    steps.seconds[2] = 0.5
+    for _ in range(1000):
+        choice.run(steps)
+    assert choice.chosen == 2
+
+
+def test_a_step_that_fails_leaves_the_number_of_threads(two_threads):
+    def fail():
+        assert torch.get_num_threads() == 1
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        ThreadChoice(2).run(fail)
+    assert torch.get_num_threads() == 2
+
+
+def test_only_small_steps_have_a_choice(two_threads):
+    trainer = make_trainer()
+    assert trainer.threads.most == 2
+    torch.set_num_threads(1)
+    assert make_trainer().threads.most == 1

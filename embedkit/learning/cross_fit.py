@@ -155,11 +155,11 @@ def _no_evidence(vectors: torch.Tensor, n_cells: int, inverse: torch.Tensor, pre
     )
 
 
-def spoils(learned: Learned, rows: Rows) -> list[bool]:
-    """Whether each column's vectors spoil what the network predicts for rows that it has not seen.
+def helpful(learned: Learned, rows: Rows) -> list[bool]:
+    """Whether each column's vectors improve what the network predicts for rows that it has not seen.
 
-    A table that was learned too eagerly may help if taken with caution, so fractions of its vectors are tried
-    too. A column spoils where the loss rises by more than one standard error at each of them.
+    A table that was learned too eagerly may help only if taken with caution, so fractions of its vectors are
+    tried too; none of them helps where the loss does not fall by more than one standard error.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def spoils(learned: Learned, rows: Rows) -> list[bool]:
     for gain in gained:
         mean = gain @ share
         error = ((gain - mean[:, None]).square() @ share.square()).sqrt()
-        result.append(bool((mean < -error).all()))
+        result.append(bool((mean > error).any()))
     return result
 
 

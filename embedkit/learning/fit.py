@@ -25,7 +25,7 @@ from embedkit.learning.targets import Head
 from embedkit.vocabulary import Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
-AUTO_LR_BOUNDS = (2e-3, 1e-2)
+AUTO_LR_BOUNDS = (1e-3, 1e-2)
 AUTO_LR_ITERATIONS = 200
 
 

@@ -78,9 +78,9 @@ class LayerGradients:
         """Gradients of all parameters from the one by the last outputs; returns those by each feature's
         vectors."""
         (x,) = self.saved.pop()
-        self.last.weight.grad.copy_(gradient.T @ x)
+        self.last.weight.grad.copy_(product(gradient.T, x.T))
         self.last.bias.grad.copy_(gradient.sum(dim=0))
-        g = gradient @ self.last.weight
+        g = product(gradient, self.last.weight.T)
         rows = len(x) * self.n_shares
         for linear, norm, _ in reversed(self.blocks):
             x, centred, inverse, y, mask = self.saved.pop()

@@ -1,5 +1,6 @@
 """How many threads a training step is worth, found out on the way."""
 
+import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -9,11 +10,12 @@ import torch
 
 Result = TypeVar("Result")
 
-# Steps of each trial, on one thread and then on all.
-TRIAL_STEPS = 4
+# Steps of each half of a trial, on one thread and then on all; the first of a half, which makes the threads
+# ready, does not count.
+TRIAL_STEPS = 5
 # Steps between trials: at first, and where the answer has long been the same.
 SHORTEST, LONGEST = 64, 1024
-# All threads have to be faster by so much; a trial is over where they take so many times as long.
+# All threads have to be faster by so much; they are given up where they take so many times as long.
 WORTH_IT, HOPELESS = 0.95, 3.0
 
 
@@ -35,33 +37,45 @@ class ThreadChoice:
 
     def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.most, self.clock = most, clock
-        self.chosen, self.wait, self.until_trial = 1, SHORTEST, 0
-        self.seconds: list[float] = []  # of the steps of a trial under way
+        self.chosen, self.wait, self.until_trial = 0, SHORTEST, 0
+        self.trial: list[float] = []  # seconds of the steps of a trial under way
+        self.alone = 0.0  # seconds of a step on one thread, at the last trial
+        self.late = 0  # steps in a row for which all threads took far too long
 
     def run(self, step: Callable[[], Result]) -> Result:
-        """The result of a step."""
-        if self.most == 1:
+        """The result of a step.
+
+        torch's number of threads is one for all threads of Python: only the main one may change it.
+        """
+        if self.most == 1 or threading.current_thread() is not threading.main_thread():
             return step()
         on_trial = self.until_trial == 0
+        threads = self.chosen
+        if on_trial:
+            threads = 1 if len(self.trial) < TRIAL_STEPS else self.most
         start = self.clock()
-        torch.set_num_threads(
-            (1 if len(self.seconds) < TRIAL_STEPS else self.most) if on_trial else self.chosen
-        )
+        torch.set_num_threads(threads)
         try:
             return step()
         finally:
             torch.set_num_threads(self.most)
-            if on_trial:
-                self._learn(self.clock() - start)
-            else:
-                self.until_trial -= 1
+            (self._judge if on_trial else self._watch)(self.clock() - start)
 
-    def _learn(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-        one, many = self.seconds[:TRIAL_STEPS], self.seconds[TRIAL_STEPS:]
-        hopeless = bool(many) and seconds > HOPELESS * median(one)
-        if len(many) < TRIAL_STEPS and not hopeless:
-            return
-        better = self.most if not hopeless and median(many) < WORTH_IT * median(one) else 1
-        self.wait = min(2 * self.wait, LONGEST) if better == self.chosen else SHORTEST
-        self.chosen, self.until_trial, self.seconds = better, self.wait, []
+    def _judge(self, seconds: float) -> None:
+        self.trial.append(seconds)
+        one, many = self.trial[1:TRIAL_STEPS], self.trial[TRIAL_STEPS + 1 :]
+        hopeless = len(many) > 1 and median(many) > HOPELESS * median(one)
+        if hopeless or len(self.trial) == 2 * TRIAL_STEPS:
+            self.alone = median(one)
+            self._decide(self.most if median(many) < WORTH_IT * self.alone else 1)
+
+    def _watch(self, seconds: float) -> None:
+        self.until_trial -= 1
+        is_late = self.chosen > 1 and seconds > HOPELESS * self.alone
+        self.late = self.late + 1 if is_late else 0
+        if self.late == 2:
+            self._decide(1)
+
+    def _decide(self, threads: int) -> None:
+        self.wait = min(2 * self.wait, LONGEST) if threads == self.chosen else SHORTEST
+        self.chosen, self.until_trial, self.trial, self.late = threads, self.wait, [], 0

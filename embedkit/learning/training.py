@@ -20,8 +20,8 @@ from embedkit.learning.threads import ThreadChoice
 # within a training; the layers do best with small ones.
 TABLE_RATE = 4.0
 EVALUATION_BATCH = 16_384
-# Steps of more rows than this are worth all threads, wherever they run.
-SMALL_BATCH = 8_192
+# Steps of more rows take all threads: their products come out otherwise on another number.
+SMALL_BATCH = 1_024
 
 
 class Trainer:
@@ -166,8 +166,10 @@ class Trainer:
         slopes = self.gradients.backward(slope * (weights / batch_size)[:, None])
         errors = None
         if any(head.kind == "continuous" for head in self.heads):
-            errors = weights @ squared_errors(self.heads, outputs, rows.targets) / batch_size
-        loss = weights @ row_losses(self.heads, outputs, rows.targets) / batch_size
+            squares = squared_errors(self.heads, outputs, rows.targets)  # (batch, n_heads)
+            errors = (squares * weights[:, None]).sum(dim=0) / batch_size
+        # Sums, not products of vectors: those come out otherwise on another number of threads.
+        loss = (row_losses(self.heads, outputs, rows.targets) * weights).sum() / batch_size
         return slopes, errors, loss, accuracy(self.heads, outputs, rows.targets, rows.weights)
 
     def _passes(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:

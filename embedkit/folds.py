@@ -1,0 +1,111 @@
+"""Folds: which rows each row must not have been learned from, and tables that were learned without some."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedkit.errors import InputError
+
+if TYPE_CHECKING:
+    from embedkit.learning.cross_fit import Evidence
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which rows each row must not have been learned from.
+
+    Attributes
+    ----------
+    test : int array of shape (n_rows,)
+        Fold that encodes each row.
+    cells : int array of shape (n_rows,)
+        Rows of one cell are in the same folds.
+    excluded : bool array of shape (n_folds, n_cells)
+        Cells that a fold's tables are learned without.
+    """
+
+    test: np.ndarray
+    cells: np.ndarray
+    excluded: np.ndarray
+
+
+def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
+    """Folds from a number or a splitter.
+
+    Parameters
+    ----------
+    cross_fit : int or splitter of scikit-learn
+        A number makes random folds, of whole groups where there are groups.
+    y : ndarray of shape (n_rows,) or (n_rows, n_targets)
+    groups : array of shape (n_rows,) or None
+    seed : int
+
+    Raises
+    ------
+    InputError
+        If `cross_fit` is neither, or tests a row twice, or one that it trains on.
+    """
+    from sklearn.model_selection import GroupKFold, KFold
+
+    n_rows = len(y)
+    if isinstance(cross_fit, (int, np.integer)) and not isinstance(cross_fit, bool):
+        most, what = (n_rows, "rows") if groups is None else (len(np.unique(groups)), "groups")
+        if not 2 <= cross_fit <= most:
+            raise InputError(f"cross_fit must be at least 2 and at most {most} {what}, got {cross_fit}")
+        kind = KFold if groups is None else GroupKFold
+        cross_fit = kind(int(cross_fit), shuffle=True, random_state=seed)
+    if not hasattr(cross_fit, "split"):
+        raise InputError(
+            "cross_fit must be 'auto', False, a number of folds or a splitter of scikit-learn, "
+            f"got {cross_fit!r}"
+        )
+    test = np.full(n_rows, -1)
+    learned_from = []
+    for fold, (train, held) in enumerate(cross_fit.split(np.empty((n_rows, 1)), y, groups)):
+        if (test[held] >= 0).any():
+            raise InputError("cross_fit tests a row twice: give a splitter that tests each row once at most")
+        test[held] = fold
+        learned_from.append(np.isin(np.arange(n_rows), train))
+        if learned_from[-1][held].any():
+            raise InputError("cross_fit tests rows that it trains on: give a splitter that keeps them apart")
+    # Rows that no fold tests, as the oldest of a split by time, are encoded without one another.
+    if (test < 0).any():
+        learned_from.append(test >= 0)
+        test[test < 0] = len(learned_from) - 1
+    membership = np.stack(learned_from, axis=1)
+    patterns, cells = np.unique(membership, axis=0, return_inverse=True)
+    return Folds(test, cells.reshape(-1), ~patterns.T)
+
+
+def look_up(
+    evidence: Sequence["Evidence"], codes: np.ndarray, which: np.ndarray, excluded: np.ndarray
+) -> list[np.ndarray]:
+    """Vectors of rows from tables that were learned without some cells.
+
+    Parameters
+    ----------
+    evidence : sequence of Evidence
+        One per table.
+    codes : int array of shape (n_rows, n_tables)
+    which : int array of shape (n_rows,)
+        Row of `excluded` that is for each row.
+    excluded : bool array of shape (n_choices, n_cells)
+
+    Returns
+    -------
+    list of float32 array of shape (n_rows, width)
+        One per table.
+    """
+    result = [np.empty((len(codes), part.vectors.shape[1]), dtype=np.float32) for part in evidence]
+    for choice in np.unique(which):
+        here = np.flatnonzero(which == choice)
+        for i, part in enumerate(evidence):
+            result[i][here] = part.without(excluded[choice])[codes[here, i]]
+    return result
+
+
+def rows_present(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
+    """Which rows exist: those of weight 0 do not."""
+    return np.ones(n_rows, dtype=bool) if weights is None else weights > 0
