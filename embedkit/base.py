@@ -37,7 +37,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         max_categories: int | None = None,
         hidden_layer_sizes: Sequence[int] = (200, 100),
         dropout: float = 0.1,
-        embedding_dropout: float = 0.05,
+        embedding_dropout: float = 0.2,
         unknown_fraction: float = 0.03,
         shrinkage: float = 0.1,
         min_reliability: float = 0.3,

@@ -39,7 +39,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Most categories to keep of a column: the most frequent ones.
     hidden_layer_sizes : sequence of int, default=(200, 100)
         Units of the ReLU layers.
-    dropout, embedding_dropout : float, default=0.1 and 0.05
+    dropout, embedding_dropout : float, default=0.1 and 0.2
         Fraction of hidden units, and of elements of the vectors, that a training step leaves out.
     unknown_fraction : float, default=0.03
         Fraction of values that a training step replaces by unknown, which trains its vector.

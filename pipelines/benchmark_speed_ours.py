@@ -44,7 +44,7 @@ def make_trainer(
     layers: Sequence[int] = (200, 100),
     batch_size: int = 512,
     dropout: float = 0.1,
-    embedding_dropout: float = 0.05,
+    embedding_dropout: float = 0.2,
     dim: str | int = "auto",
 ) -> Trainer:
     """A trainer of the network that the peers train, on tables of these sizes."""

@@ -24,7 +24,7 @@ class Settings:
     numeric: str = "scale"
     hidden_layer_sizes: tuple[int, ...] = (200, 100)
     dropout: float = 0.1
-    embedding_dropout: float = 0.05
+    embedding_dropout: float = 0.2
     unknown_fraction: float = 0.03
     shrinkage: float = 0.1
     min_reliability: float = 0.3
