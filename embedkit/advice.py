@@ -47,7 +47,8 @@ def evaluate(
     categorical_features, target_type
         As in `EntityEmbeddingEncoder`.
     groups : str or array of shape (n_rows,), optional
-        A column of X, which is not learned from, or values: no group is on both sides of a fold.
+        A column of X, which is not learned from, or values: no group is on both sides of a fold, nor of those
+        by which an encoding cross-fits.
     time : str or array of shape (n_rows,), optional
         Likewise; every fold is tested on rows that come after those it learned from.
     n_folds : int, default=5

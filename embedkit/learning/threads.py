@@ -4,11 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import TypeVar
 
 import torch
 
-Result = TypeVar("Result")
+from embedkit.learning.memory import Result
 
 # Steps of each half of a trial, on one thread and then on all; the first of a half, which makes the threads
 # ready, does not count.
@@ -24,8 +23,8 @@ class ThreadChoice:
 
     A step of a small network is over in milliseconds, and many pieces. On a core of its own a second thread
     makes it faster by a half at best; where another process wants that core the two wait for one another, and
-    it takes many times as long. So it is tried, and tried again. It must not matter to the result: `Trainer`
-    takes the same step to the last bit on any number of threads.
+    it takes many times as long. So it is tried, and tried again. It must not matter to the result: a step of
+    `Trainer` comes out the same to the last bit on any number of threads, up to `SMALL_BATCH` rows.
 
     Parameters
     ----------
