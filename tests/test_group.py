@@ -30,7 +30,8 @@ model = Model(
 )
 saving = {"checkpoint": checkpoint, "checkpoint_seconds": 0} if checkpoint else {}
 model.fit(X, y, **saving)
-print(model.save(out), model.max_lr_, repr(model.history_), flush=True)
+# One write: the processes share a pipe, and print would write its pieces one by one.
+sys.stdout.write(f"{model.save(out)} {model.max_lr_} {model.history_}\\n")
 """
 
 
