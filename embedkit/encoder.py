@@ -56,7 +56,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     weight_decay : float, default=0.01
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
-        Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2.
+        Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2;
+        where there are fewer than 2,000 steps, not below 2 / steps.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional

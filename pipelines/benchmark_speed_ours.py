@@ -8,6 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -189,17 +190,25 @@ def transform(n_rows: int, repeats: int) -> list[dict[str, Any]]:
         """All lookups by numpy alone, codes known, into a block that is new as well."""
         return np.concatenate([each.vectors[code] for each, code in zip(tables, codes, strict=True)], axis=1)
 
-    def take_into() -> None:
-        start = 0
-        for each, code in zip(tables, codes, strict=True):
-            out[:, start : start + each.embedding_dim] = each.vectors.take(code, axis=0)
-            start += each.embedding_dim
+    def take_on_threads() -> np.ndarray:
+        """The same in blocks that stay in a cache, on all threads."""
+        taken, size = np.empty((n_rows, embeddings.width), dtype=np.float32), 8192
+
+        def fill(start: int) -> None:
+            rows, column = slice(start, start + size), 0
+            for each, code in zip(tables, codes, strict=True):
+                taken[rows, column : column + each.embedding_dim] = each.vectors[code[rows]]
+                column += each.embedding_dim
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(fill, range(0, n_rows, size)))
+        return taken
 
     ways = {
         "embedkit, strings": lambda: embeddings.transform(frame),
         "embedkit, pandas category": lambda: embeddings.transform(categories),
         "bare take, codes known": take,
-        "bare take into memory at hand": take_into,
+        "bare take, codes known, in blocks on all threads": take_on_threads,
         "bare write of the output": lambda: out.fill(1.0),
     }
     records = []

@@ -41,6 +41,15 @@ def test_the_suggestion_for_a_fit_stays_within_bounds(sales):
     assert low <= result.suggestion <= high
 
 
+@pytest.mark.parametrize(("max_epochs", "low"), [(1, 1e-2), (4, 1 / 128), (400, 1e-3)])
+def test_the_fewer_the_steps_the_larger_they_are(sales, max_epochs, low):
+    # Batches of 32 rows: 64 steps an epoch.
+    X, y = sales[0].sample(2_048, replace=True, random_state=0), np.arange(2_048.0)
+    encoder = EntityEmbeddingEncoder(max_epochs=max_epochs, random_state=0)
+    tiny = {"start_lr": 1e-8, "end_lr": 1e-6, "fallback": 1e-6}  # whatever it finds is below
+    assert encoder.find_lr(X, y, **tiny).suggestion == pytest.approx(low)
+
+
 def test_the_finder_leaves_no_trace_in_the_training(sales):
     auto = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(*sales)
     assert auto.lr_finder_.suggestion == np.clip(auto.lr_finder_.suggestion, 0, np.inf)

@@ -26,6 +26,8 @@ from embedkit.vocabulary import Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
 AUTO_LR_BOUNDS = (1e-3, 1e-2)
+# Weights that move by about the rate in a step have to get somewhere: the fewer steps, the larger they are.
+AUTO_LR_DISTANCE = 2.0
 AUTO_LR_ITERATIONS = 200
 
 
@@ -106,7 +108,10 @@ def find_learning_rate(
 
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
-    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": AUTO_LR_BOUNDS, **sweep}
+    n_steps = settings.max_epochs * preparation.trainer.steps_per_epoch
+    low, high = AUTO_LR_BOUNDS
+    bounds = (min(max(AUTO_LR_DISTANCE / max(n_steps, 1), low), high), high)
+    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": bounds, **sweep}
     bar = progress_bar("finding the learning rate", settings)
     return find_lr(preparation.trainer, progress=bar, **options)
 
