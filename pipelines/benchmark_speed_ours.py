@@ -125,7 +125,7 @@ def made_rows(cardinalities: Sequence[int], n_rows: int) -> Rows:
     return Rows(*map(torch.from_numpy, (np.column_stack(codes), numeric, y, np.ones_like(y[:, 0]))))
 
 
-def steps_per_second(trainer: Trainer, steps: int = 60, repeats: int = 5) -> tuple[float, float]:
+def steps_per_second(trainer: Trainer, steps: int = 150, repeats: int = 8) -> tuple[float, float]:
     """Rows a second of whole epochs, the drawing of their order included; and of the floor under them."""
     start = time.perf_counter()
     trainer.draw_epoch()

@@ -21,6 +21,8 @@ SHAPE = NetworkShape((5, 4), (3, 2), 1, (6,), 2)
 def test_widths_by_rule_number_dict_and_callable():
     features, rows = ["a", "b"], [7, 10_000]
     assert embedding_dims(features, rows, "auto") == (5, 50)  # 1.6 * 7 ** 0.56 = 4.76
+    assert embedding_dims(features, [7, 10_000_002], "auto") == (5, 6)  # 60 million numbers
+    assert embedding_dims(features, [7, 10**9], "auto") == (5, 1)
     assert embedding_dims(features, rows, 3) == (3, 3)
     assert embedding_dims(features, rows, {"b": np.int64(4)}) == (5, 4)
     assert embedding_dims(features, rows, {"a": "auto", "b": 1}) == (5, 1)

@@ -13,6 +13,7 @@ from embedkit.errors import InputError
 from embedkit.learning.learned import NetworkShape
 
 MAX_AUTO_DIM = 50
+MAX_AUTO_NUMBERS = 1 << 26  # of a table: 256 MB; the millions of categories have a few rows each to learn from
 
 
 def embedding_dims(
@@ -29,8 +30,9 @@ def embedding_dims(
     num_embeddings : sequence of int
         Rows of each table.
     embedding_dim : "auto", int, dict or callable
-        "auto" is fastai's rule, ``1.6 * num_embeddings ** 0.56``, at most 50; a dict names some features and
-        leaves the others to the rule; a callable gets ``num_embeddings``.
+        "auto" is fastai's rule, ``1.6 * num_embeddings ** 0.56``, at most 50, and less for a table that would
+        hold more than 67 million numbers; a dict names some features and leaves the others to the rule; a
+        callable gets ``num_embeddings``.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def embedding_dims(
     for feature, rows in zip(features, num_embeddings, strict=True):
         dim = embedding_dim.get(feature, "auto") if isinstance(embedding_dim, Mapping) else embedding_dim
         if isinstance(dim, str) and dim == "auto":
-            dim = min(MAX_AUTO_DIM, round(1.6 * rows**0.56))
+            dim = min(MAX_AUTO_DIM, round(1.6 * rows**0.56), max(MAX_AUTO_NUMBERS // rows, 1))
         elif callable(dim):
             dim = dim(rows)
         if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool) or dim < 1:
