@@ -47,6 +47,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         schedule: str = "one_cycle",
         schedule_options: Mapping[str, float] | None = None,
         batch_size: int | str = "auto",
+        precision: str = "float32",
         max_epochs: int = 15,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -73,6 +74,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.schedule = schedule
         self.schedule_options = schedule_options
         self.batch_size = batch_size
+        self.precision = precision
         self.max_epochs = max_epochs
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction

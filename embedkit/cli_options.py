@@ -53,8 +53,25 @@ def learning_options(command: Callable) -> Callable:
             "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
         ),
         click.option("--max-categories", type=int, help="Most categories to keep of a column."),
+        *_running_options(),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _running_options() -> list[Callable]:
+    """How to learn, whatever it is."""
+    return [
         click.option(
             "--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="Of matrix products in training; bfloat16 is faster where the processor or GPU has it.",
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
         click.option(
@@ -80,9 +97,6 @@ def learning_options(command: Callable) -> Callable:
             help="Print nothing but errors, show no progress.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _is_first() -> bool:

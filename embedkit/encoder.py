@@ -65,6 +65,10 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         like.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto" makes 128 to 256 steps an epoch, within 32 and 1,024 rows.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the factors in the layers' matrix products while training: "bfloat16" is faster where the processor
+        (AVX512-BF16, AMX) or the GPU multiplies such numbers, the more so the wider the layers. Sums, weights
+        and all that is worked out afterwards are float32 or better.
     max_epochs : int, default=15
         Passes over the data.
     early_stopping : bool, default=False

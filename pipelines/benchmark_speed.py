@@ -14,7 +14,10 @@ quality    seconds until the held-out loss is as low as each peer ever gets it, 
            `--rossmann`, on Rossmann's sales (columns as for `rossmann.py`); preparation included, and for
            embedkit every choice that its defaults make. Peers train on one-cycle schedules at the rates of
            `--rates`; the best counts.
-automatic  what a fit costs beyond one that is given its learning rate.
+automatic  what a fit costs beyond one that is given its learning rate, and what encoding the rows it was
+           learned from costs beyond a fit.
+memory     a fit of one epoch, and a lookup, from Parquet and from memory, and of a column of millions of
+           categories: seconds and peak memory.
 
 Every training runs in a process of its own; the fastest repeat counts. A peer that needs other versions has
 its own environment: `--python fastai=/path/to/python`. One that cannot run is left out, and the report says
@@ -28,7 +31,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,16 +40,19 @@ from typing import Any
 import benchmark_speed_ours as ours
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from embedkit.demo import load_flights
 
 FOLDER = Path(__file__).parent
-SECTIONS = ("training", "transform", "growth", "quality", "automatic")
+SECTIONS = ("training", "transform", "growth", "quality", "automatic", "memory")
 PEERS = ("fastai", "pytorch-widedeep", "pytorch-tabular")
 CARDINALITIES = (10, 20, 50, 100, 500, 1000, 3000, 5000)
 EPOCHS = (1, 2, 4, 8, 15)  # of embedkit towards a peer's loss; 15 is its default
 FLIGHTS = ["date", "hour", "carrier", "origin", "dest", "tailnum", "flight"]
+OURS = {"embedkit": {}, "embedkit, bfloat16": {"precision": "bfloat16"}}
 NETWORK = {"layers": [200, 100], "dropout": 0.1, "embedding_dropout": 0.2, "batch_size": 512}
 
 
@@ -104,8 +111,8 @@ def training(runner: Runner, rows: int, epochs: int, repeats: int) -> pd.DataFra
     n = rows // NETWORK["batch_size"] * NETWORK["batch_size"]
     records: dict[str, dict[str, float]] = {}
     for repeat in range(repeats):
-        for name in (*PEERS, "torch", "embedkit"):  # taken in turn: a machine's slow minutes hit all
-            found = runner.run(name, job, ours="training" if name == "embedkit" else None)
+        for name in (*PEERS, "torch", *OURS):  # taken in turn: a machine's slow minutes hit all
+            found = runner.run(name, job | OURS.get(name, {}), ours="training" if name in OURS else None)
             if found is None:
                 continue
             seconds, losses = np.array(found["curve"]).T
@@ -185,11 +192,59 @@ def quality(
 
 
 def automatic(runner: Runner, n_rows: int, repeats: int) -> pd.DataFrame:
-    """Seconds of fits on flights, the learning rate chosen or given."""
-    ((_, table, _),) = data_of_quality(None, n_rows)
-    job = {**runner.split(table, 0), "binary": True, "repeats": repeats}
-    seconds = runner.run("embedkit", job, ours="automatic")
-    return pd.DataFrame([{"rows": len(table), **seconds, "choices": seconds["auto"] - seconds["given"]}])
+    """Seconds of fits on flights, the learning rate chosen or given, and of `fit_transform`, all chosen."""
+    records = []
+    for n in (5_000, 20_000, n_rows):
+        ((_, table, _),) = data_of_quality(None, n)
+        job = {**runner.split(table, 0), "binary": True, "repeats": repeats}
+        records.append({"rows": len(table), **runner.run("embedkit", job, ours="automatic")})
+        print(f"automatic: {records[-1]}", flush=True)
+    return pd.DataFrame(records)
+
+
+def memory(runner: Runner, n_rows: int, n_levels: int) -> pd.DataFrame:
+    """Fits of 8 columns from files and from memory, and of one long column from files."""
+    records = []
+    for name, size, columns, streams in (
+        ("8 columns", n_rows, eight_columns, (True, False)),
+        ("a long column", 2 * n_levels, partial(long_column, n_levels), (True,)),
+    ):
+        path = runner.folder / "rows.parquet"
+        categorical = write_rows(path, size, columns)
+        for stream in streams:
+            job = {"train": str(path), "stream": stream, "categorical": categorical}
+            found = runner.run("embedkit", job, ours="memory")
+            records.append({"table": name, "rows": size, "from": "files" if stream else "memory", **found})
+            print(f"memory: {records[-1]}", flush=True)
+    return pd.DataFrame(records)
+
+
+def eight_columns(first: int, n: int, random: np.random.Generator) -> dict[str, Any]:
+    """Six columns of categories and two of numbers."""
+    shop, town = random.integers(20_000, size=n), random.integers(300, size=n)
+    columns: dict[str, Any] = {"shop": np.char.add("shop ", shop.astype(str))}
+    columns["town"] = np.char.add("town ", town.astype(str))
+    columns |= {f"c{size}": random.integers(size, size=n) for size in (7, 12, 50, 1000)}
+    columns |= {"x0": random.normal(size=n), "x1": random.normal(size=n)}
+    return columns | {"y": np.sin(shop) + np.sin(town) + 0.1 * columns["x0"] + random.normal(0, 0.5, size=n)}
+
+
+def long_column(n_levels: int, first: int, n: int, random: np.random.Generator) -> dict[str, Any]:
+    """A column of categories, each of which comes back only when all others have been, and a number."""
+    user = np.arange(first, first + n) % n_levels
+    y = np.sin(user) + random.normal(size=n)
+    return {"c_user": np.char.add("user ", user.astype(str)), "x0": random.normal(size=n), "y": y}
+
+
+def write_rows(path: Path, n_rows: int, columns: Callable[..., dict[str, Any]]) -> list[str]:
+    """Write made-up rows, a million at a time; the names of their categorical columns."""
+    random, writer = np.random.default_rng(0), None
+    for first in range(0, n_rows, 1_000_000):
+        table = pa.table(columns(first, min(1_000_000, n_rows - first), random))
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    writer.close()
+    return [name for name in table.column_names if name[0] != "x" and name != "y"]
 
 
 def plot_growth(table: pd.DataFrame, path: Path) -> None:
@@ -259,7 +314,9 @@ def main() -> None:
     parser.add_argument("--rossmann", type=Path, help="Rossmann's sales, Parquet or CSV")
     parser.add_argument("--rows", type=int, default=200_000, help="of training and quality")
     parser.add_argument("--transform-rows", type=int, default=1_000_000)
-    parser.add_argument("--largest", type=int, default=10_000_000, help="of rows and cardinality in growth")
+    parser.add_argument(
+        "--largest", type=int, default=10_000_000, help="of rows and cardinality in growth and memory"
+    )
     parser.add_argument("--epochs", type=int, default=3, help="of training")
     parser.add_argument("--quality-epochs", type=int, default=10, help="of the peers in quality")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 5e-3])
@@ -280,8 +337,10 @@ def main() -> None:
                 plot_growth(table, args.out / "growth.png")
             elif section == "quality":
                 table = quality(runner, args.rossmann, args.rows, args.quality_epochs, args.rates)
-            else:
+            elif section == "automatic":
                 table = automatic(runner, args.rows, args.repeats)
+            else:
+                table = memory(runner, 2 * args.largest, args.largest)
             table.to_parquet(args.out / f"{section}.parquet")
             tables[section] = table
             report = as_markdown(tables, args.threads, runner.left_out)

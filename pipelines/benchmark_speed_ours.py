@@ -6,6 +6,7 @@ python pipelines/benchmark_speed_ours.py training job.json
 import argparse
 import itertools
 import json
+import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from embedkit import EmbeddingSet, EmbeddingTable, EntityEmbeddingClassifier, EntityEmbeddingRegressor
@@ -47,6 +50,7 @@ def make_trainer(
     dropout: float = 0.1,
     embedding_dropout: float = 0.2,
     dim: str | int = "auto",
+    precision: str = "float32",
 ) -> Trainer:
     """A trainer of the network that the peers train, on tables of these sizes."""
     dims = embedding_dims([str(i) for i in range(len(sizes))], sizes, dim)
@@ -59,6 +63,7 @@ def make_trainer(
         batch_size=batch_size,
         weight_decay=0.01,
         unknown_fraction=0.03,
+        precision=precision,
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -73,9 +78,8 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
         Vocabulary.fit(table[name], name, min_frequency=None, max_categories=None) for name in names
     ]
     rows, watched = (_coded(frame, vocabularies) for frame in (train, held_out))
-    settings = {
-        name: job[name] for name in ("binary", "layers", "batch_size", "dropout", "embedding_dropout")
-    }
+    names = ("binary", "layers", "batch_size", "dropout", "embedding_dropout", "precision")
+    settings = {name: job[name] for name in names if name in job}
     trainer = make_trainer(rows, [vocabulary.num_embeddings for vocabulary in vocabularies], **settings)
     prepared, seconds, curve = time.perf_counter() - start, 0.0, []
     for _ in range(job["epochs"]):
@@ -256,32 +260,62 @@ def loss_of(model: Any, X: pd.DataFrame, y: np.ndarray) -> float:
 
 
 def automatic(job: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a fit that chooses its rate, and of one that is given it."""
+    """Seconds of a fit that is given its rate, of one that chooses it, and of an encoding of the rows that
+    were learned from, where also the columns to cross-fit are chosen."""
     train = pd.read_parquet(job["train"])
     names = [name for name in train if name != "y"]
     make = EntityEmbeddingClassifier if job["binary"] else EntityEmbeddingRegressor
     X, y = train[names], train["y"]
-    chosen = make(names, random_state=0).fit(X, y).max_lr_
-    seconds = {"auto": [], "given": []}
+    free = make(names, random_state=0)
+    given = make(names, random_state=0, max_lr=free.fit(X, y).max_lr_)
+    ways = {
+        "fit, rate given": lambda: given.fit(X, y),
+        "fit": lambda: free.fit(X, y),
+        "fit_transform": lambda: free.fit_transform(X, y),
+    }
+    seconds = {name: [] for name in ways}
     for _ in range(job["repeats"]):
-        for name, rate in (("auto", "auto"), ("given", chosen)):
-            seconds[name].append(
-                best_of(1, lambda rate=rate: make(names, max_lr=rate, random_state=0).fit(X, y))
-            )
+        for name, call in ways.items():
+            seconds[name].append(best_of(1, call))
     return {name: min(times) for name, times in seconds.items()}
+
+
+def memory(job: dict[str, Any]) -> dict[str, float]:
+    """A fit of one epoch and a lookup, from files or memory: seconds, and what they take beyond imports."""
+    before = peak_megabytes()
+    model = EntityEmbeddingRegressor(job["categorical"], max_epochs=1, random_state=0)
+    start = time.perf_counter()
+    if job["stream"]:
+        model.fit(job["train"], "y", cache_dir=str(Path(job["train"]).parent))
+    else:
+        table = pq.read_table(job["train"])
+        model.fit(table.drop_columns("y"), table["y"].to_pandas())
+        del table
+    seconds = time.perf_counter() - start
+    rows = next(pq.ParquetFile(job["train"]).iter_batches(1_000_000))
+    model.transform(pa.Table.from_batches([rows]).drop_columns("y"))
+    return {"seconds": seconds, "megabytes": peak_megabytes() - before, "imports": before}
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+JOBS = {"training": training, "quality": quality, "automatic": automatic, "memory": memory}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["training", "quality", "automatic"])
+    parser.add_argument("what", choices=list(JOBS))
     parser.add_argument("job", type=Path)
     args = parser.parse_args()
     job = json.loads(args.job.read_text())
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
-    print(json.dumps({"training": training, "quality": quality, "automatic": automatic}[args.what](job)))
+    print(json.dumps(JOBS[args.what](job)))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "benchmark_speed.py"
@@ -96,7 +98,8 @@ def test_training_counts_the_fastest_epoch_of_each(runner, monkeypatch):
     answers = {"fastai": [(2.0, 0.5), (3.0, 0.4)], "embedkit": [(0.5, 0.5), (0.75, 0.3)]}
 
     def run(name, job, ours=None):
-        assert (ours == "training") == (name == "embedkit")
+        assert (ours == "training") == name.startswith("embedkit")
+        assert (job.get("precision") == "bfloat16") == ("bfloat16" in name)
         return {"prepared": 0.1, "curve": answers[name]} if name in answers else None
 
     monkeypatch.setattr(runner, "run", run)
@@ -149,3 +152,22 @@ def test_jobs_go_through_the_command_line_of_a_script(job, tmp_path, monkeypatch
         monkeypatch.setattr(sys, "argv", ["script", who, str(path)])
         module.main()
         assert len(json.loads(capsys.readouterr().out)["curve"]) == 1
+
+
+@pytest.mark.parametrize("columns", [benchmark.eight_columns, partial(benchmark.long_column, 300)])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_fit_and_its_memory_are_measured(columns, stream, tmp_path):
+    path = tmp_path / "rows.parquet"
+    categorical = benchmark.write_rows(path, 600, columns)
+    names = pq.read_schema(path).names
+    assert len(names) == (9 if len(categorical) > 1 else 3)  # the target is one
+    found = ours.memory({"train": str(path), "stream": stream, "categorical": categorical})
+    assert found["seconds"] > 0
+    assert found["imports"] > 0
+    assert found["megabytes"] >= 0
+
+
+def test_a_long_column_has_every_category_twice(tmp_path):
+    benchmark.write_rows(tmp_path / "rows.parquet", 600, partial(benchmark.long_column, 300))
+    counts = pq.read_table(tmp_path / "rows.parquet")["c_user"].value_counts().field("counts")
+    assert counts.to_pylist() == [2] * 300

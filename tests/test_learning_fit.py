@@ -185,3 +185,15 @@ def test_the_same_seed_stores_the_same_bytes_in_another_process(tmp_path, monkey
         stored.append({path.relative_to(root): path.read_bytes() for path in files})
     assert len(stored[0]) >= 7
     assert stored[0] == stored[1]
+
+
+def test_bfloat16_learns_the_same(sales):
+    exact, rounded = (
+        EntityEmbeddingRegressor(**FAST, precision=precision).fit(*sales)
+        for precision in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(exact.predict(sales[0]), rounded.predict(sales[0]))
+    assert rounded.score(*sales) == pytest.approx(exact.score(*sales), abs=0.02)
+    assert rounded.transform(sales[0]).dtype == np.float32
+    with pytest.raises(InputError, match="precision must be one of float32, bfloat16, got 'float16'"):
+        EntityEmbeddingRegressor(precision="float16").fit(*sales)

@@ -63,3 +63,17 @@ def test_products(with_onednn, monkeypatch):
     torch.testing.assert_close(product(wide.T, x.T), wide.T @ x)
     torch.testing.assert_close(product(wide[:, :6], weight), wide[:, :6] @ weight.T)
     assert product(x[:0], weight).shape == (0, 4)
+
+
+def test_bfloat16_rounds_factors_and_sums_in_float32():
+    network = network_of((40, 30), 2, 0.0).float()
+    embedded, numeric, slope = torch.randn(512, 5), torch.randn(512, 2), torch.randn(512, 3)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        layers = LayerGradients(network, precision)
+        outputs = layers.forward(embedded.clone(), numeric)
+        found.append((outputs, torch.cat(layers.backward(slope), dim=1), layers.gradient.clone()))
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float32
+        error = float((rounded - exact).norm() / exact.norm())
+        assert 1e-5 < error < 0.1  # 8 bits, and ReLUs that open on the other side of zero

@@ -24,6 +24,8 @@ class LayerGradients:
     network : EntityEmbeddingNetwork
         On its device for good: the parameters of its layers become views of `parameters`, their gradients
         views of `gradient`.
+    precision : {"float32", "bfloat16"}
+        Of the factors in the hidden layers' products; their sums are float32.
 
     Attributes
     ----------
@@ -34,8 +36,9 @@ class LayerGradients:
 
     n_shares = 1
 
-    def __init__(self, network: EntityEmbeddingNetwork) -> None:
+    def __init__(self, network: EntityEmbeddingNetwork, precision: str = "float32") -> None:
         self.network = network
+        self.product = product if precision == "float32" else bfloat16_product
         own = list(network.layers.parameters())
         self.parameters = torch.cat([part.detach().flatten() for part in own])
         self.gradient = torch.zeros_like(self.parameters)
@@ -61,7 +64,7 @@ class LayerGradients:
         rows = len(x) * self.n_shares
         for linear, norm, dropout in self.blocks:
             # Batch norm from sums over columns: whatever the number of threads, each is summed by one.
-            centred = product(x, linear.weight, linear.bias)  # (batch, units)
+            centred = self.product(x, linear.weight, linear.bias)  # (batch, units)
             centred -= self.total(centred.sum(dim=0)) / rows
             variance = self.total(centred.square().sum(dim=0)) / rows
             inverse = (variance + norm.eps).rsqrt_()
@@ -90,9 +93,9 @@ class LayerGradients:
             norm.bias.grad.copy_(sums[1])
             along, mean = self.total(sums) / rows
             g.sub_(mean).addcmul_(centred, along * inverse, value=-1).mul_(norm.weight * inverse)
-            linear.weight.grad.copy_(product(g.T, x.T))
+            linear.weight.grad.copy_(self.product(g.T, x.T))
             # That of linear.bias is zero and stays so: batch norm takes the mean out again.
-            g = product(g, linear.weight.T)  # (batch, inputs)
+            g = self.product(g, linear.weight.T)  # (batch, inputs)
         (mask,) = self.saved.pop()
         dims = self.network.shape.embedding_dims
         parts = zip(g[:, : mask.shape[1]].split(dims, dim=1), mask.split(dims, dim=1), strict=True)
@@ -115,3 +118,9 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     if _ONEDNN is None or x.device.type != "cpu" or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
     return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+def bfloat16_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As `product`, of factors and with a result that are rounded to 8 bits of precision."""
+    result = torch.mm(x.bfloat16(), weight.bfloat16().T).float()
+    return result if bias is None else result.add_(bias)

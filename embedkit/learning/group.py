@@ -90,11 +90,12 @@ class SharedGradients(LayerGradients):
     Parameters
     ----------
     network : EntityEmbeddingNetwork
+    precision : {"float32", "bfloat16"}
     group : Group
     """
 
-    def __init__(self, network: EntityEmbeddingNetwork, group: Group) -> None:
-        super().__init__(network)
+    def __init__(self, network: EntityEmbeddingNetwork, precision: str, group: Group) -> None:
+        super().__init__(network, precision)
         self.group, self.n_shares = group, group.size
 
     def total(self, sums: torch.Tensor) -> torch.Tensor:

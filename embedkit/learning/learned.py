@@ -13,6 +13,8 @@ from embedkit.learning.lr_finder import LRFinderResult
 from embedkit.learning.numeric import NUMERIC_OUTPUTS, NumericInputs
 from embedkit.learning.targets import Head
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -33,6 +35,7 @@ class Settings:
     schedule: str = "one_cycle"
     schedule_options: Mapping[str, float] = field(default_factory=dict)
     batch_size: int | str = "auto"
+    precision: str = "float32"
     max_epochs: int = 15
     early_stopping: bool = False
     validation_fraction: float = 0.1
@@ -47,6 +50,8 @@ class Settings:
                 raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
         if self.numeric not in NUMERIC_OUTPUTS:
             raise InputError(f"numeric must be one of {', '.join(NUMERIC_OUTPUTS)}, got {self.numeric!r}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name in ("shrinkage", "weight_decay"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")

@@ -157,6 +157,7 @@ def _assemble(
         batch_size=choose_batch_size(settings.batch_size, len(rows), 1 if group is None else group.size),
         weight_decay=settings.weight_decay,
         unknown_fraction=settings.unknown_fraction,
+        precision=settings.precision,
         generator=generator,
         group=group,
     )

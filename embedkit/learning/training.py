@@ -41,6 +41,8 @@ class Trainer:
         Of the layers (AdamW).
     unknown_fraction : float
         Fraction of values that are replaced by unknown.
+    precision : {"float32", "bfloat16"}
+        See `LayerGradients`.
     generator : torch.Generator
         Draws the order of the rows and the values to replace.
     group : Group, optional
@@ -57,6 +59,7 @@ class Trainer:
         batch_size: int,
         weight_decay: float,
         unknown_fraction: float,
+        precision: str = "float32",
         generator: torch.Generator,
         group: Group | None = None,
     ) -> None:
@@ -68,7 +71,10 @@ class Trainer:
         self.generator = generator
         self.tables = TableOptimizer(list(network.tables), priors)
         self.group = group
-        self.gradients = LayerGradients(network) if group is None else SharedGradients(network, group)
+        if group is None:
+            self.gradients = LayerGradients(network, precision)
+        else:
+            self.gradients = SharedGradients(network, precision, group)
         small = rows.device.type == "cpu" and group is None and self.batch_size <= SMALL_BATCH
         self.threads = ThreadChoice(torch.get_num_threads() if small else 1)
         self.layers = AdamW(self.gradients.parameters, weight_decay)
