@@ -44,7 +44,6 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
 @saving_options
 @click.option("--out", required=True, type=click.Path(), help="Stored set to write, NAME.embedkit by custom.")
 @click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
-@click.option("--max-epochs", type=int, default=15, show_default=True, help="Passes over the data.")
 @click.option(
     "--schedule",
     type=click.Choice(["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]),
@@ -97,6 +96,7 @@ def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any)
     """Find the learning rate by a range test.
 
     The rate is raised from step to step, and the loss on DATA (CSV or Parquet) says when it is too high.
+    What is suggested suits a training of --max-epochs.
 
     \b
     Example:
@@ -173,7 +173,6 @@ def inspect(
 @click.option("--max-rows", type=click.IntRange(1), default=100_000, show_default=True, help="Sample size.")
 @click.option("--models", type=NAMES, default="knn,forest,lightgbm", show_default=True, help="To compare.")
 @click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
-@click.option("--max-epochs", type=int, default=15, show_default=True, help="Passes over the data.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Parquet file of all scores to write.")
 def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any) -> None:
     """Find out whether embeddings help here.

@@ -63,6 +63,7 @@ def learning_options(command: Callable) -> Callable:
 def _running_options() -> list[Callable]:
     """How to learn, whatever it is."""
     return [
+        click.option("--max-epochs", type=int, default=15, show_default=True, help="Passes over the data."),
         click.option(
             "--batch-size", type=Number("auto"), default="auto", show_default=True, help="Rows a step."
         ),
@@ -71,7 +72,8 @@ def _running_options() -> list[Callable]:
             type=click.Choice(["float32", "bfloat16"]),
             default="float32",
             show_default=True,
-            help="Of matrix products in training; bfloat16 is faster where the processor or GPU has it.",
+            help="Of matrix products in training; bfloat16 is faster where the processor or GPU has it, and "
+            "several times slower elsewhere.",
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
         click.option(

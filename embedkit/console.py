@@ -199,7 +199,7 @@ def finder_summary(result: "LRFinderResult") -> str:
     ]
     lines = [text_table(["rule", "rate", ""], rows)] if rows else []
     lines.append(f"The curve is {'clear' if result.reliable else 'NOT clear'}: {result.reason}.")
-    lines.append(f"Use --max-lr {result.suggestion:.2g}{'' if result.reliable else ', a safe default'}.")
+    lines.append(f"Use --max-lr {result.suggestion:.2g}{'' if result.reliable else ', a default'}.")
     return "\n".join(lines)
 
 

@@ -31,8 +31,9 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         network's sensitivity, so that distances between rows mean something; missing ones are imputed and
         flagged.
     embedding_dim : "auto", int, dict or callable, default="auto"
-        Width of the tables. "auto" learns generously and publishes the axes that are signal; a number (for
-        all), a dict (some features) or a callable of the number of embeddings publishes exactly as many.
+        Width of the tables. "auto" learns generously (50 at most, fewer above 1.3 million categories) and
+        publishes the axes that are signal; a number (for all), a dict (some features) or a callable of the
+        number of embeddings publishes exactly as many.
     min_frequency : int or float, optional
         Categories in fewer rows (int) or a smaller fraction of rows (float) are treated as unknown.
     max_categories : int, optional
@@ -57,7 +58,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
         Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2;
-        where there are fewer than 2,000 steps, not below 2 / steps.
+        where there are fewer than 2,000 steps, not below 2 / steps, or 1e-2 where that is less.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional
@@ -66,9 +67,10 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     batch_size : int or "auto", default="auto"
         Rows a step. "auto" makes 128 to 256 steps an epoch, within 32 and 1,024 rows.
     precision : {"float32", "bfloat16"}, default="float32"
-        Of the factors in the layers' matrix products while training: "bfloat16" is faster where the processor
-        (AVX512-BF16, AMX) or the GPU multiplies such numbers, the more so the wider the layers. Sums, weights
-        and all that is worked out afterwards are float32 or better.
+        Of factors and results of the hidden layers' matrix products in training: "bfloat16" is faster where
+        the processor (AVX512-BF16, AMX) or the GPU multiplies such numbers, the more so the wider the layers,
+        and several times slower elsewhere. Weights, batch norm and all that is worked out afterwards stay
+        float32 or better.
     max_epochs : int, default=15
         Passes over the data.
     early_stopping : bool, default=False

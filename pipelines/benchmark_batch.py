@@ -109,9 +109,14 @@ def measured(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> tupl
     before, began = os.times(), time.perf_counter()
     run()
     seconds, after = time.perf_counter() - began, os.times()
+    return seconds, sum(after[:4]) - sum(before[:4]), peak_megabytes()
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held, files mapped into it included."""
     status = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (line.split()[1] for line in status if line.startswith("VmHWM"))
-    return seconds, sum(after[:4]) - sum(before[:4]), int(peak) / 1024
+    return int(peak) / 1024
 
 
 def measure(

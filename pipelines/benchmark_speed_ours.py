@@ -6,7 +6,6 @@ python pipelines/benchmark_speed_ours.py training job.json
 import argparse
 import itertools
 import json
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from benchmark_batch import peak_megabytes
 
 from embedkit import EmbeddingSet, EmbeddingTable, EntityEmbeddingClassifier, EntityEmbeddingRegressor
 from embedkit.frames import to_table
@@ -201,7 +201,9 @@ def transform(n_rows: int, repeats: int) -> list[dict[str, Any]]:
         def fill(start: int) -> None:
             rows, column = slice(start, start + size), 0
             for each, code in zip(tables, codes, strict=True):
-                taken[rows, column : column + each.embedding_dim] = each.vectors[code[rows]]
+                taken[rows, column : column + each.embedding_dim] = each.vectors.take(
+                    code[rows], axis=0, mode="clip"
+                )
                 column += each.embedding_dim
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -281,7 +283,10 @@ def automatic(job: dict[str, Any]) -> dict[str, float]:
 
 
 def memory(job: dict[str, Any]) -> dict[str, float]:
-    """A fit of one epoch and a lookup, from files or memory: seconds, and what they take beyond imports."""
+    """Seconds of a fit of one epoch, from files or memory, and what that and a lookup of a million rows take.
+
+    In megabytes beyond the imports, at the peak; pages of files that the system could take back count.
+    """
     before = peak_megabytes()
     model = EntityEmbeddingRegressor(job["categorical"], max_epochs=1, random_state=0)
     start = time.perf_counter()
@@ -295,11 +300,6 @@ def memory(job: dict[str, Any]) -> dict[str, float]:
     rows = next(pq.ParquetFile(job["train"]).iter_batches(1_000_000))
     model.transform(pa.Table.from_batches([rows]).drop_columns("y"))
     return {"seconds": seconds, "megabytes": peak_megabytes() - before, "imports": before}
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 JOBS = {"training": training, "quality": quality, "automatic": automatic, "memory": memory}

@@ -95,7 +95,11 @@ def test_steps_and_floor_are_rates():
 
 
 def test_training_counts_the_fastest_epoch_of_each(runner, monkeypatch):
-    answers = {"fastai": [(2.0, 0.5), (3.0, 0.4)], "embedkit": [(0.5, 0.5), (0.75, 0.3)]}
+    answers = {
+        "fastai": [(2.0, 0.5), (3.0, 0.4)],
+        "embedkit": [(0.5, 0.5), (0.75, 0.3)],
+        "embedkit, bfloat16": [(0.5, 0.5), (0.625, 0.3)],
+    }
 
     def run(name, job, ours=None):
         assert (ours == "training") == name.startswith("embedkit")
@@ -108,6 +112,22 @@ def test_training_counts_the_fastest_epoch_of_each(runner, monkeypatch):
     assert (rates["fastai"], rates["embedkit"]) == (1024, 4096)
     text = benchmark.as_markdown({"training": table}, 1, {})
     assert "| embedkit | 4,096 | 0.1000 | 0.3000 | 4.0000 |" in text
+    assert "| embedkit, bfloat16 | 8,192 | 0.1000 | 0.3000 |  |" in text, "its rivals are in float32"
+
+
+def test_what_is_chosen_is_measured_at_sizes_up_to_the_one_asked_for(runner, monkeypatch):
+    monkeypatch.setattr(
+        runner, "run", lambda name, job, ours: {"fit": float(len(pd.read_parquet(job["train"])))}
+    )
+    table = benchmark.automatic(runner, 6_000, 1)
+    assert table["rows"].tolist() == table["fit"].tolist() == [5_000, 6_000]
+
+
+def test_the_ways_to_fit_are_timed(runner):
+    table = benchmark.load_flights()[["origin", "dest", "late"]][:200].rename(columns={"late": "y"})
+    found = ours.automatic({**runner.split(table, 0), "binary": True, "repeats": 1})
+    assert list(found) == ["fit, rate given", "fit", "fit_transform"]
+    assert min(found.values()) > 0
 
 
 def test_time_to_quality(runner, monkeypatch):
@@ -163,8 +183,16 @@ def test_a_fit_and_its_memory_are_measured(columns, stream, tmp_path):
     assert len(names) == (9 if len(categorical) > 1 else 3)  # the target is one
     found = ours.memory({"train": str(path), "stream": stream, "categorical": categorical})
     assert found["seconds"] > 0
-    assert found["imports"] > 0
     assert found["megabytes"] >= 0
+
+
+def test_memory_is_that_of_the_process_measured(runner):
+    path = runner.folder / "rows.parquet"
+    categorical = benchmark.write_rows(path, 600, partial(benchmark.long_column, 300))
+    held = np.ones(125_000_000)  # a gigabyte of the parent's
+    found = runner.run("x", {"train": str(path), "stream": True, "categorical": categorical}, ours="memory")
+    assert held.nbytes / 2**20 > found["imports"] > 100
+    assert 0 < found["megabytes"] < held.nbytes / 2**20
 
 
 def test_a_long_column_has_every_category_twice(tmp_path):

@@ -3,14 +3,20 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embedkit import EmbeddingSet
+from embedkit.learning.gradients import LayerGradients
+from embedkit.learning.group import SharedGradients
+from embedkit.learning.learned import NetworkShape
+from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.prepare import choose_batch_size
 
 SCRIPT = """
@@ -114,6 +120,26 @@ def test_the_command_under_torchrun_writes_and_prints_once(data: Path, tmp_path:
     assert printed.count("Stored in") == 1
     assert EmbeddingSet.load(out).metadata["estimator"] == "EntityEmbeddingRegressor"
     assert sorted(os.listdir(out)) == ["CURRENT", "v000001"]
+
+
+def test_a_group_of_one_has_the_gradients_of_a_process_by_itself_in_either_precision() -> None:
+    class Alone:
+        size = 1
+
+        def add(self, tensor: torch.Tensor) -> torch.Tensor:
+            return tensor
+
+    shape = NetworkShape((9, 4), (3, 2), 0, (20,), 1)
+    embedded, numeric, slope = torch.randn(64, 5), torch.randn(64, 0), torch.randn(64, 1)
+    network, found = EntityEmbeddingNetwork(shape), {}
+    for precision in ("float32", "bfloat16"):
+        for make in (LayerGradients, partial(SharedGradients, group=Alone())):
+            layers = make(network, precision)
+            layers.forward(embedded.clone(), numeric)
+            layers.backward(slope)
+            found.setdefault(precision, []).append(layers.gradient.clone())
+        assert torch.equal(*found[precision])
+    assert not torch.equal(found["float32"][0], found["bfloat16"][0])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from embedkit.learning import gradients
-from embedkit.learning.gradients import LayerGradients, product
+from embedkit.learning.gradients import LayerGradients, bfloat16_product, product
 from embedkit.learning.learned import NetworkShape
 from embedkit.learning.network import EntityEmbeddingNetwork
 
@@ -65,7 +65,18 @@ def test_products(with_onednn, monkeypatch):
     assert product(x[:0], weight).shape == (0, 4)
 
 
-def test_bfloat16_rounds_factors_and_sums_in_float32():
+def test_bfloat16_rounds_factors_and_results_but_no_sums():
+    x, weight, bias = torch.rand(6, 1024), torch.rand(4, 1024), torch.rand(4)
+    exact = x.bfloat16().double() @ weight.bfloat16().double().T
+    for found, expected in (
+        (bfloat16_product(x, weight), exact),
+        (bfloat16_product(x, weight, bias), exact + bias),
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=0)
+
+
+def test_a_network_learns_in_bfloat16():
     network = network_of((40, 30), 2, 0.0).float()
     embedded, numeric, slope = torch.randn(512, 5), torch.randn(512, 2), torch.randn(512, 3)
     found = []

@@ -370,6 +370,13 @@ def test_the_suggestion_is_held_within_bounds() -> None:
     assert "held" not in find_lr(Scripted(good_loss), bounds=(high, low)).reason
 
 
+def test_a_fallback_is_held_within_bounds_under_its_own_name() -> None:
+    result = find_lr(Scripted(lambda lr: 1.0), fallback=1e-3, bounds=(1e-2, 1e-2))
+    assert not result.reliable
+    assert result.suggestion == 1e-2
+    assert result.reason.endswith("; the fallback is at 0.001, held to 0.01")
+
+
 def noisy(lr_to_loss: Callable[[float], float], scale: float, seed: int = 0) -> Callable[[float], float]:
     rng = np.random.default_rng(seed)
     return lambda lr: lr_to_loss(lr) + float(rng.normal(scale=scale))

@@ -109,9 +109,8 @@ def find_learning_rate(
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
     n_steps = settings.max_epochs * preparation.trainer.steps_per_epoch
-    low, high = AUTO_LR_BOUNDS
-    bounds = (min(max(AUTO_LR_DISTANCE / max(n_steps, 1), low), high), high)
-    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": bounds, **sweep}
+    low = float(np.clip(AUTO_LR_DISTANCE / n_steps, *AUTO_LR_BOUNDS))
+    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": (low, AUTO_LR_BOUNDS[1]), **sweep}
     bar = progress_bar("finding the learning rate", settings)
     return find_lr(preparation.trainer, progress=bar, **options)
 

@@ -25,7 +25,7 @@ class LayerGradients:
         On its device for good: the parameters of its layers become views of `parameters`, their gradients
         views of `gradient`.
     precision : {"float32", "bfloat16"}
-        Of the factors in the hidden layers' products; their sums are float32.
+        Of factors and results of the hidden layers' products.
 
     Attributes
     ----------

@@ -361,7 +361,8 @@ def _read_curve(
     found = suggestions[rule] if reliable else fallback
     suggestion = float(np.clip(found, *bounds))
     if suggestion != found:
-        reason += f"; {rule} is at {found:.2g}, held to {suggestion:.2g}"
+        name = rule if reliable else "the fallback"
+        reason += f"; {name} is at {found:.2g}, held to {suggestion:.2g}"
     return LRFinderResult(lrs, losses, smoothed, accuracies, suggestions, suggestion, reliable, reason)
 
 

@@ -13,9 +13,8 @@ from embedkit.errors import InputError
 from embedkit.learning.learned import NetworkShape
 
 MAX_AUTO_DIM = 50
-MAX_AUTO_NUMBERS = (
-    1 << 26
-)  # of a table: 256 MB; the millions of categories have a few rows each to learn from
+# Of a table: 256 MB. Of millions of categories each has few rows to learn from.
+MAX_AUTO_NUMBERS = 1 << 26
 
 
 def embedding_dims(
