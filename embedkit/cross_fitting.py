@@ -280,6 +280,8 @@ def choose(
         means = {name: float(values.mean()) for name, values in found.items()}
         scores.append({"cross_fitted": ranked[:size], **means, "mean": float(blocks[-1].mean())})
     best = int(np.argmax([score["mean"] for score in scores]))
+    if best == 0:
+        return [], scores, "it gains nothing on held-out rows, mean over the models"
     gains = blocks[best] - blocks[0]
     if len(gains) < 2:
         return [], scores, "one row held out is too few to measure it"

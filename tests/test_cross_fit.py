@@ -177,7 +177,7 @@ def test_a_gain_must_be_more_than_chance(gain, error, chosen):
     found, scores, reason = choose([MadeUpPilot(gain + spread)], {"shop": 0.5})
     assert found == chosen
     assert len(scores) == 2
-    assert f"gains {max(gain, 0):.4f} +- {error if gain > 0 else 0:.4f}" in reason
+    assert (f"gains {gain:.4f} +- {error:.4f}" if gain > 0 else "gains nothing") in reason
 
 
 def test_groups_of_very_different_sizes(sales):
