@@ -52,7 +52,7 @@ PEERS = ("fastai", "pytorch-widedeep", "pytorch-tabular")
 CARDINALITIES = (10, 20, 50, 100, 500, 1000, 3000, 5000)
 EPOCHS = (1, 2, 4, 8, 15)  # of embedkit towards a peer's loss; 15 is its default
 FLIGHTS = ["date", "hour", "carrier", "origin", "dest", "tailnum", "flight"]
-OURS = {"embedkit": {}, "embedkit, bfloat16": {"precision": "bfloat16"}}
+PRECISION = {"embedkit": "float32", "embedkit, bfloat16": "bfloat16"}
 NETWORK = {"layers": [200, 100], "dropout": 0.1, "embedding_dropout": 0.2, "batch_size": 512}
 
 
@@ -111,8 +111,9 @@ def training(runner: Runner, rows: int, epochs: int, repeats: int) -> pd.DataFra
     n = rows // NETWORK["batch_size"] * NETWORK["batch_size"]
     records: dict[str, dict[str, float]] = {}
     for repeat in range(repeats):
-        for name in (*PEERS, "torch", *OURS):  # taken in turn: a machine's slow minutes hit all
-            found = runner.run(name, job | OURS.get(name, {}), ours="training" if name in OURS else None)
+        for name in (*PEERS, "torch", *PRECISION):  # taken in turn: a machine's slow minutes hit all
+            own = {"precision": PRECISION.get(name, "float32")}
+            found = runner.run(name, job | own, ours="training" if name in PRECISION else None)
             if found is None:
                 continue
             seconds, losses = np.array(found["curve"]).T
@@ -204,12 +205,11 @@ def automatic(runner: Runner, n_rows: int, repeats: int) -> pd.DataFrame:
 
 def memory(runner: Runner, n_rows: int, n_levels: int) -> pd.DataFrame:
     """Fits of 8 columns from files and from memory, and of one long column from files."""
-    records = []
+    records, path = [], runner.folder / "rows.parquet"
     for name, size, columns, streams in (
         ("8 columns", n_rows, eight_columns, (True, False)),
         ("a long column", 2 * n_levels, partial(long_column, n_levels), (True,)),
     ):
-        path = runner.folder / "rows.parquet"
         categorical = write_rows(path, size, columns)
         for stream in streams:
             job = {"train": str(path), "stream": stream, "categorical": categorical}

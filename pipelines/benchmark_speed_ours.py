@@ -78,8 +78,10 @@ def training(job: dict[str, Any]) -> dict[str, Any]:
         Vocabulary.fit(table[name], name, min_frequency=None, max_categories=None) for name in names
     ]
     rows, watched = (_coded(frame, vocabularies) for frame in (train, held_out))
-    names = ("binary", "layers", "batch_size", "dropout", "embedding_dropout", "precision")
-    settings = {name: job[name] for name in names if name in job}
+    settings = {
+        name: job[name]
+        for name in ("binary", "layers", "batch_size", "dropout", "embedding_dropout", "precision")
+    }
     trainer = make_trainer(rows, [vocabulary.num_embeddings for vocabulary in vocabularies], **settings)
     prepared, seconds, curve = time.perf_counter() - start, 0.0, []
     for _ in range(job["epochs"]):

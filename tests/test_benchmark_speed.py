@@ -18,7 +18,7 @@ import benchmark_speed as benchmark  # noqa: E402
 import benchmark_speed_ours as ours  # noqa: E402
 import benchmark_speed_peers as peers  # noqa: E402
 
-JOB = {**benchmark.NETWORK, "batch_size": 64, "layers": [16], "epochs": 4, "lr": 0.01}
+JOB = {**benchmark.NETWORK, "batch_size": 64, "layers": [16], "epochs": 4, "lr": 0.01, "precision": "float32"}
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_bfloat16_rounds_factors_and_results_but_no_sums():
         torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=0)
 
 
-def test_a_network_learns_in_bfloat16():
+def test_gradients_in_bfloat16_are_close():
     network = network_of((40, 30), 2, 0.0).float()
     embedded, numeric, slope = torch.randn(512, 5), torch.randn(512, 2), torch.randn(512, 3)
     found = []

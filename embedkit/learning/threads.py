@@ -23,8 +23,8 @@ class ThreadChoice:
 
     A step of a small network is over in milliseconds, and many pieces. On a core of its own a second thread
     makes it faster by a half at best; where another process wants that core the two wait for one another, and
-    it takes many times as long. So it is tried, and tried again. It must not matter to the result: a step of
-    `Trainer` comes out the same to the last bit on any number of threads, up to `SMALL_BATCH` rows.
+    it takes many times as long. So it is tried, and tried again. It must not matter to the result: `Trainer`
+    leaves the choice only to steps that come out the same to the last bit on any number of threads.
 
     Parameters
     ----------
