@@ -260,9 +260,10 @@ def plot_growth(table: pd.DataFrame, path: Path) -> None:
     ):
         axes.plot(points["value"], points["rows_per_second"], "o-", label="embedkit")
         axes.plot(points["value"], points["floor"], "--", color="grey", label="bare products")
-        axes.set(xscale="log", xlabel=what, ylim=(0, None))
+        axes.set_xscale("log", base=10 if points["value"].max() > 1000 else 2)
+        axes.set(xlabel=what, ylim=(0, None))
     figure.axes[0].set_ylabel("rows a second")
-    figure.axes[0].legend()
+    figure.axes[0].legend(loc="center left")
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
