@@ -41,6 +41,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         unknown_fraction: float = 0.03,
         shrinkage: float = 0.1,
         min_reliability: float = 0.3,
+        ranks: bool = True,
         cross_fit: Any = "auto",
         weight_decay: float = 0.01,
         max_lr: float | str = "auto",
@@ -68,6 +69,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.unknown_fraction = unknown_fraction
         self.shrinkage = shrinkage
         self.min_reliability = min_reliability
+        self.ranks = ranks
         self.cross_fit = cross_fit
         self.weight_decay = weight_decay
         self.max_lr = max_lr
@@ -209,15 +211,15 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             return self.fit(X, y, sample_weight=sample_weight).transform(X)
         require("torch", "train")
         from embedkit import archive
-        from embedkit.cross_fitting import column_slices, cross_fit_rows
+        from embedkit.cross_fitting import cross_fit_rows, first_columns
 
         inputs = self._prepare(X, y, sample_weight)
         self._learned, crossed = cross_fit_rows(inputs, self.cross_fit, groups)
         self._publish(archive.embedding_set(self))
         vectors = self.embeddings_.transform(inputs[0])
-        places = column_slices(self.embeddings_)
+        places = first_columns(self.embeddings_)
         for name, part in crossed.items():
-            vectors[:, places[name]] = part
+            vectors[:, places[name] : places[name] + part.shape[1]] = part
         return vectors
 
     def find_lr(self, X: Any, y: Any, sample_weight: Any = None, **sweep: Any) -> "LRFinderResult":

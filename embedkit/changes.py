@@ -120,8 +120,8 @@ def _distances(
     """How far rows moved, after the best rotation of the new ones."""
     width = max(old.embedding_dim, new.embedding_dim)
     before, after = (
-        np.pad(table.vectors[codes].astype(np.float64), ((0, 0), (0, width - table.embedding_dim)))
-        for table, codes in ((old, old_codes), (new, new_codes))
+        np.pad(vectors[codes].astype(np.float64), ((0, 0), (0, width - vectors.shape[1])))
+        for vectors, codes in ((old.learned_vectors, old_codes), (new.learned_vectors, new_codes))
     )
     if np.array_equal(before, after):
         return np.zeros(len(before))
@@ -134,6 +134,6 @@ def _distances(
 
 
 def _spread(table: EmbeddingTable) -> float:
-    vectors, weights = table.vectors.astype(np.float64), table.counts
+    vectors, weights = table.learned_vectors.astype(np.float64), table.counts
     centred = vectors - np.average(vectors, axis=0, weights=weights)
     return float(np.sqrt(np.average((centred**2).sum(axis=1), weights=weights)))

@@ -50,6 +50,12 @@ def learning_options(command: Callable) -> Callable:
             help="Width of the vectors: a number, or Store=10,DayOfWeek=4.",
         ),
         click.option(
+            "--ranks/--no-ranks",
+            default=True,
+            show_default=True,
+            help="Put the place of a category in sorted order beside its vector, for trees.",
+        ),
+        click.option(
             "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
         ),
         click.option("--max-categories", type=int, help="Most categories to keep of a column."),

@@ -30,6 +30,9 @@ class EmbeddingTable:
         Which value has which row.
     vectors : float32 array of shape (num_embeddings, embedding_dim)
         Row 0 is for missing, row 1 for unknown values, row ``2 + i`` for ``categories[i]``. Read-only.
+    ranked : bool
+        Whether the last column is not learned but the rank of the category in sorted order, on a scale that
+        distances do not see; see `embedkit.learning.ranks`.
 
     Raises
     ------
@@ -39,6 +42,7 @@ class EmbeddingTable:
 
     vocabulary: Vocabulary
     vectors: np.ndarray
+    ranked: bool = False
 
     def __post_init__(self) -> None:
         vectors = np.array(self.vectors, dtype=np.float32, order="C")
@@ -53,7 +57,7 @@ class EmbeddingTable:
         object.__setattr__(self, "vectors", vectors)
 
     def __reduce__(self) -> tuple:
-        return EmbeddingTable, (self.vocabulary, self.vectors)
+        return EmbeddingTable, (self.vocabulary, self.vectors, self.ranked)
 
     def __repr__(self) -> str:
         return (
@@ -87,10 +91,17 @@ class EmbeddingTable:
         return self.vectors.shape[1]
 
     @property
+    def learned_vectors(self) -> np.ndarray:
+        """`vectors` without the rank."""
+        return self.vectors[:, : self.embedding_dim - self.ranked]
+
+    @property
     def feature_names_out(self) -> tuple[str, ...]:
-        """Names of the columns of `vectors`: the feature and a zero-padded number."""
-        digits = len(str(self.embedding_dim - 1))
-        return tuple(f"{self.feature}_{i:0{digits}}" for i in range(self.embedding_dim))
+        """Names of the columns of `vectors`: the feature and a zero-padded number, or "rank"."""
+        n_axes = self.learned_vectors.shape[1]
+        digits = len(str(n_axes - 1))
+        names = (f"{self.feature}_{i:0{digits}}" for i in range(n_axes))
+        return (*names, f"{self.feature}_rank") if self.ranked else tuple(names)
 
     def encode(self, column: Any) -> np.ndarray:
         """Codes (rows of `vectors`) of a column of n_rows values, int32 of shape (n_rows,)."""
@@ -146,7 +157,7 @@ class EmbeddingTable:
         if code == UNKNOWN:
             hint = did_you_mean([str(value)], labels[FIRST:])
             raise InputError(f"column {self.feature!r} has no category {value!r}{hint}")
-        differences = self.vectors.astype(np.float64) - self.vectors[code]
+        differences = self.learned_vectors.astype(np.float64) - self.learned_vectors[code]
         distances = np.sqrt(np.einsum("ij,ij->i", differences, differences))
         listed = np.ones(self.num_embeddings, dtype=bool)
         listed[:FIRST] = self.counts[:FIRST] > 0
@@ -170,6 +181,7 @@ class EmbeddingTable:
             and self.counts.dtype == other.counts.dtype
             and np.array_equal(self.counts, other.counts)
             and np.array_equal(self.vectors, other.vectors)
+            and self.ranked == other.ranked
         )
 
     def to_arrow(self) -> pa.Table:
@@ -221,7 +233,8 @@ class EmbeddingTable:
         vocabulary = Vocabulary(feature, category[FIRST:], as_numpy(count))
         if not columns or any(column.type != pa.float32() or column.null_count for column in columns):
             raise InputError(f"vectors of {feature!r} must be float32 columns without nulls")
-        result = cls(vocabulary, np.column_stack([as_numpy(column) for column in columns]))
+        ranked = table.column_names[-1] == f"{feature}_rank"
+        result = cls(vocabulary, np.column_stack([as_numpy(column) for column in columns]), ranked)
         if tuple(table.column_names[3:]) != result.feature_names_out:
             raise InputError(f"vectors of {feature!r} must be in columns {result.feature_names_out}")
         return result

@@ -118,7 +118,7 @@ def set_summary(embedding_set: "EmbeddingSet") -> str:
             name,
             f"{table.vocabulary.cardinality:,}",
             f"{table.embedding_dim if table.vectors.any() else 0}",
-            _reliability(axes.get(name), table.embedding_dim) if table.vectors.any() else "-",
+            _reliability(axes.get(name), table.learned_vectors.shape[1]) if table.vectors.any() else "-",
         ]
         for name, table in embedding_set.items()
     ]
@@ -160,11 +160,11 @@ def table_rows(table: "EmbeddingTable", limit: int) -> str:
     labels = table.vocabulary.labels()
     order = sorted(range(table.num_embeddings), key=lambda code: (code > 1, -table.counts[code]))
     shown = order[:limit]
-    names = list(table.feature_names_out[:MAX_NUMBERS])
+    shown_numbers = table.learned_vectors[:, :MAX_NUMBERS]
+    names = table.feature_names_out[: shown_numbers.shape[1]]
     more = table.embedding_dim - len(names)
     rows = [
-        [labels[code], _count(table.counts[code])]
-        + [f"{number:.3f}" for number in table.vectors[code, :MAX_NUMBERS]]
+        [labels[code], _count(table.counts[code])] + [f"{number:.3f}" for number in shown_numbers[code]]
         for code in shown
     ]
     notes = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from embedkit.errors import InputError
 from embedkit.folds import Folds, look_up, make_folds, rows_present
@@ -21,16 +22,20 @@ if TYPE_CHECKING:
     from embedkit.learning.targets import Head
 
 N_FOLDS = 5
-# Fewer rows do not tell which choice is better; more would take longer and tell the same. With not so many,
-# several folds are held out in turn.
-MIN_ROWS, MAX_ROWS, ENOUGH_ROWS = 1_000, 12_000, 20_000
+# Fewer rows do not tell which choice is better; more would take longer and tell the same.
+MIN_ROWS, MAX_ROWS = 1_000, 12_000
 # What a choice has to gain, in standard errors: the best of three tries gains so much by chance.
 MIN_GAIN = 0.8
 # Vectors of which more than this share is noise have to help the network on held-out rows to be published.
 MAX_NOISE = 0.5
 # Parts of the held-out rows, each judged by itself, which tell how sure a gain is.
 N_BLOCKS = 5
-N_TREES = {"forest": 20, "lightgbm": 60}
+# A few trees tell which encoding is better, and the same on any number of threads.
+QUICK = {
+    "knn": {},
+    "forest": {"n_estimators": 20},
+    "lightgbm": {"n_estimators": 60, "deterministic": True, "force_col_wise": True},
+}
 
 
 def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | str:
@@ -52,7 +57,7 @@ def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | 
     if n_folds < 2:
         return "all rows are of one group, which leaves none to measure it on"
     folds = make_folds(n_folds, targets[present], groups, settings.seed)
-    if not _folds_to_hold_out(folds, np.ones(n_rows, dtype=bool)):
+    if _fold_to_hold_out(folds, np.ones(n_rows, dtype=bool)) is None:
         return "the groups are too unequal to hold some of them out"
     # Nothing is learned from rows of weight 0: any tables may encode them.
     test, cells = np.zeros((2, len(present)), dtype=np.int64)
@@ -95,7 +100,9 @@ def cross_fit_rows(
     found = dict(zip(features, look_up(evidence, codes, folds.test, folds.excluded), strict=True))
     present = rows_present(weights, table.num_rows)
     residuals = {
-        part.feature: alignment_residual(part.vectors[codes[present, i]], found[part.feature][present])
+        part.feature: alignment_residual(
+            part.learned_vectors[codes[present, i]], found[part.feature][present]
+        )
         for i, part in enumerate(learned.tables)
     }
     chosen, useless, scores, reason = features, [], [], "asked for"
@@ -103,21 +110,20 @@ def cross_fit_rows(
         # Of vectors that are nothing but noise a fold takes this much along: one of n rows has 1 / n of it.
         limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
         noisy = [name for name in features if residuals[name] > limit]
-        held_out = _folds_to_hold_out(folds, present)[: max(ENOUGH_ROWS // int(present.sum()), 1)]
-        pilots = [Pilot.learn(inputs, learned.max_lr, folds, fold, noisy) for fold in held_out]
-        useless = [name for name in noisy if all(name in pilot.useless for pilot in pilots)]
+        pilot = Pilot.learn(inputs, learned.max_lr, folds, _fold_to_hold_out(folds, present), noisy)
+        useless = pilot.useless
         bar = progress_bar("choosing what to cross-fit", settings)
-        chosen, scores, reason = choose(pilots, residuals, bar)
+        chosen, scores, reason = choose(pilot, residuals, bar)
     record = _record(features, chosen, useless, residuals, scores, reason)
     learned = replace(silence(learned, useless, settings), cross_fit=record)
     return learned, {name: found[name] for name in chosen}
 
 
-def _folds_to_hold_out(folds: Folds, present: np.ndarray) -> list[int]:
-    """Folds that have rows enough to judge, and leave as many to learn from."""
+def _fold_to_hold_out(folds: Folds, present: np.ndarray) -> int | None:
+    """The first fold that has rows enough to judge, and leaves as many to learn from."""
     sizes = np.bincount(folds.test[present], minlength=len(folds.excluded))
-    enough = (sizes >= 2 * N_BLOCKS) & (sizes <= sizes.sum() / 2)
-    return np.flatnonzero(enough).tolist()
+    enough = np.flatnonzero((sizes >= 2 * N_BLOCKS) & (sizes <= sizes.sum() / 2))
+    return int(enough[0]) if len(enough) else None
 
 
 @dataclass(frozen=True)
@@ -198,18 +204,19 @@ class Pilot:
         """R2 or ROC AUC of quick models on each block of the held-out rows, mean over the targets."""
         from embedkit.models import MODELS, make_model
 
-        places, train = column_slices(self.embeddings), self.train.copy()
+        places, train = first_columns(self.embeddings), self.train.copy()
         for name in self.embeddings:
             if name in cross_fitted:
-                train[:, places[name]] = self.crossed[name]
+                vectors = self.crossed[name]
+                train[:, places[name] : places[name] + vectors.shape[1]] = vectors
         scores = {}
         for name in MODELS:
             found = []
             for i, head in enumerate(self.heads):
                 kind = "regression" if head.kind == "continuous" else head.kind
-                model = make_model(name, kind, scale=False, random_state=self.seed, n_jobs=1)
-                if name in N_TREES:
-                    model.set_params(n_estimators=N_TREES[name])
+                model = make_model(
+                    name, kind, scale=False, random_state=self.seed, n_jobs=pa.cpu_count()
+                ).set_params(**QUICK[name])
                 y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
                 found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
             scores[name] = np.mean(found, axis=0)
@@ -245,15 +252,15 @@ def _block_scores(
 
 
 def choose(
-    pilots: Sequence[Pilot],
+    pilot: Pilot,
     residuals: Mapping[str, float],
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[list[str], list[dict[str, Any]], str]:
     """The columns to cross-fit: of none, the most affected ones, and all, what scores best.
 
     Parameters
     ----------
-    pilots : sequence of Pilot
+    pilot : Pilot
     residuals : dict of str to float
         How far cross-fitting moves each column.
     progress : callable
@@ -266,19 +273,20 @@ def choose(
         What was tried: "cross_fitted", a score for each model, and their "mean".
     reason : str
     """
-    pilots = [pilot for pilot in pilots if pilot.embeddings]
-    useful = {name for pilot in pilots for name in pilot.embeddings}
-    if not useful:
+    if not pilot.embeddings:
         return [], [], "no column helps on held-out rows"
-    ranked = sorted(useful, key=lambda name: (-residuals[name], name))
-    scores, blocks = [], []
-    sizes = sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)})
-    for size in progress(sizes):
-        parts = [pilot.scores(ranked[:size]) for pilot in pilots]
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        blocks.append(np.mean(list(found.values()), axis=0))  # (n_blocks of all pilots,)
-        means = {name: float(values.mean()) for name, values in found.items()}
-        scores.append({"cross_fitted": ranked[:size], **means, "mean": float(blocks[-1].mean())})
+    ranked = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
+    tried = [ranked[:size] for size in sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)})]
+    found = [pilot.scores(names) for names in progress(tried)]
+    blocks = [np.mean(list(models.values()), axis=0) for models in found]  # each (n_blocks,)
+    scores = [
+        {
+            "cross_fitted": names,
+            **{model: float(part.mean()) for model, part in models.items()},
+            "mean": float(block.mean()),
+        }
+        for names, models, block in zip(tried, found, blocks, strict=True)
+    ]
     best = int(np.argmax([score["mean"] for score in scores]))
     if best == 0:
         return [], scores, "it gains nothing on held-out rows, mean over the models"
@@ -292,11 +300,10 @@ def choose(
     return scores[best]["cross_fitted"], scores, said
 
 
-def column_slices(embeddings: EmbeddingSet) -> dict[str, slice]:
-    """The columns of each table in what a set puts out."""
+def first_columns(embeddings: EmbeddingSet) -> dict[str, int]:
+    """Where in what a set puts out the columns of each table start."""
     starts = {name: i for i, name in enumerate(embeddings.feature_names_out)}
-    firsts = {name: starts[part.feature_names_out[0]] for name, part in embeddings.items()}
-    return {name: slice(first, first + embeddings[name].embedding_dim) for name, first in firsts.items()}
+    return {name: starts[part.feature_names_out[0]] for name, part in embeddings.items()}
 
 
 def _record(

@@ -49,6 +49,11 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         evidence. A category with few rows stays near zero, one with many goes where they carry it.
     min_reliability : float, default=0.3
         Share of an axis' variance that must not be sampling noise for it to be published.
+    ranks : bool, default=True
+        Whether the place of a category in sorted order comes with its vector, in a last column
+        ``{feature}_rank``, on a scale that distances do not see: trees, which do, can take any category out
+        by itself. Not for features whose width `embedding_dim` gives, nor for those that come out as zeros,
+        nor where the data have a column of that name.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"

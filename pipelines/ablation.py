@@ -11,7 +11,8 @@ Steps, each on top of those before:
 3. A trained unknown: some values are replaced by unknown in training.
 4. Canonical axes: the vectors in the network's own metric, numeric columns too.
 5. Only axes that are not sampling noise.
-6. Cross-fitting where it is measured to pay: embedkit's defaults, and what `fit_transform` puts out.
+6. Ranks: each category's place in sorted order beside its vector, on a scale that distances do not see.
+7. Cross-fitting where it is measured to pay: embedkit's defaults, and what `fit_transform` puts out.
 
 KNN, random forest and LightGBM learn from the vectors of the same training rows, with the same settings, at
 every step; the network predicts by itself. KNN gets standardised columns from the raw vectors (steps 1 to 3),
@@ -61,13 +62,15 @@ class Step:
     raw: bool = False  # whether the tables are handed out as they were learned
 
 
-ALL_AXES = {"min_reliability": 0.0, "cross_fit": False}
+NO_RANKS = {"ranks": False, "cross_fit": False}
+ALL_AXES = {"min_reliability": 0.0, **NO_RANKS}
 STEPS = (
     Step("plain recipe", {"unknown_fraction": 0.0, **ALL_AXES}, plain=True, raw=True),
     Step("+ shrinkage that knows the counts", {"unknown_fraction": 0.0, **ALL_AXES}, raw=True),
     Step("+ trained unknown", ALL_AXES, raw=True),
     Step("+ canonical axes", ALL_AXES),
-    Step("+ only reliable axes", {"cross_fit": False}),
+    Step("+ only reliable axes", NO_RANKS),
+    Step("+ ranks", {"cross_fit": False}),
     Step("+ cross-fitting: the defaults", {}),
 )
 

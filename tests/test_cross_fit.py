@@ -174,7 +174,7 @@ class MadeUpPilot:
 )
 def test_a_gain_must_be_more_than_chance(gain, error, chosen):
     spread = error * 10**0.5 * np.repeat([-1, 1], 5) * (9 / 10) ** 0.5
-    found, scores, reason = choose([MadeUpPilot(gain + spread)], {"shop": 0.5})
+    found, scores, reason = choose(MadeUpPilot(gain + spread), {"shop": 0.5})
     assert found == chosen
     assert len(scores) == 2
     assert (f"gains {gain:.4f} +- {error:.4f}" if gain > 0 else "gains nothing") in reason

@@ -113,7 +113,7 @@ def test_published_vectors_of_old_rows_follow_from_the_stored_map(fitted) -> Non
     for i, (part, projection) in enumerate(zip(state.tables, state.projections, strict=True)):
         raw = state.weights[f"tables.{i}"].astype(np.float64)
         np.testing.assert_array_equal(
-            ((raw - projection.center) @ projection.rotation).astype(np.float32), part.vectors
+            ((raw - projection.center) @ projection.rotation).astype(np.float32), part.learned_vectors
         )
 
 

@@ -129,7 +129,7 @@ def test_the_published_width(signal_and_noise):
     axes = auto.axes_["strong"]
     assert len(axes["reliability"]) == 9  # 1.6 * 22 ** 0.56
     kept = (axes["reliability"] >= 0.5) & (axes["share"] >= 0.01)
-    assert auto.embeddings_["strong"].embedding_dim == kept.sum()
+    assert auto.embeddings_["strong"].learned_vectors.shape[1] == kept.sum()
     fixed = EntityEmbeddingEncoder(embedding_dim={"noise": 3, "strong": "auto"}, **SETTINGS).fit(X, y)
     assert fixed.embeddings_["noise"].embedding_dim == 3
     assert fixed.embeddings_["noise"].vectors.any()

@@ -121,7 +121,7 @@ def gather_evidence(
     inverses = [_inverse(part.rotation) for part in learned.projections]
     noise, place = torch.tensor(learned.noise), torch.as_tensor(cells.astype(np.int64))
     result = [
-        _no_evidence(torch.tensor(table.vectors), n_cells, inverse, part.precision)
+        _no_evidence(torch.tensor(table.learned_vectors), n_cells, inverse, part.precision)
         for table, inverse, part in zip(learned.tables, inverses, learned.projections, strict=True)
     ]
     start, generator = 0, torch.Generator().manual_seed(seed)
@@ -203,7 +203,7 @@ def silence(learned: Learned, features: Sequence[str], settings: Settings) -> Le
     for table, projection in zip(learned.tables, learned.projections, strict=True):
         if table.feature in features:
             width = None if settings.width_is_chosen(table.feature) else 1
-            table = replace(table, vectors=np.zeros_like(table.vectors[:, :width]))
+            table = replace(table, vectors=np.zeros_like(table.vectors[:, :width]), ranked=False)
             projection = replace(projection, rotation=np.zeros_like(projection.rotation[:, :width]))
         tables.append(table)
         projections.append(projection)

@@ -19,6 +19,7 @@ from embedkit.frames import numeric_block
 from embedkit.learning.learned import Learned
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import EntityEmbeddingNetwork, build
+from embedkit.learning.ranks import ranks_between
 from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary, encode_columns
 
 MAX_ITERATIONS = 100
@@ -86,8 +87,10 @@ def extend(
         network_weights[f"tables.{i}"] = raw
         projection = learned.projections[i]
         vectors = ((raw - projection.center) @ projection.rotation).astype(np.float32)
+        if old.ranked:
+            vectors = np.hstack([vectors, ranks_between(old.vectors[:, -1:], sources[i])])
         vectors[~is_new[i]] = old.vectors[sources[i][~is_new[i]]]
-        tables.append(EmbeddingTable(vocabulary, vectors))
+        tables.append(EmbeddingTable(vocabulary, vectors, old.ranked))
     return replace(learned, tables=tuple(tables), shape=network.shape, weights=network_weights)
 
 

@@ -16,9 +16,10 @@ from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer
 from embedkit.learning.checkpoint import Checkpoint, fingerprint_of
 from embedkit.learning.learned import History, Learned, Projection, Settings
 from embedkit.learning.loop import UnstableTrainingError, train
-from embedkit.learning.lr_finder import LRFinderResult, find_lr
+from embedkit.learning.lr_finder import MIN_POINTS, LRFinderResult, find_lr
 from embedkit.learning.network import weights_of
 from embedkit.learning.prepare import Preparation, prepare
+from embedkit.learning.ranks import ranks
 from embedkit.learning.schedules import make_schedule
 from embedkit.learning.streaming import Stream
 from embedkit.learning.targets import Head
@@ -110,7 +111,8 @@ def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LR
     """The learning-rate range test; leaves the trainer as it was."""
     n_steps = settings.max_epochs * preparation.trainer.steps_per_epoch
     low = float(np.clip(AUTO_LR_DISTANCE / n_steps, *AUTO_LR_BOUNDS))
-    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": (low, AUTO_LR_BOUNDS[1]), **sweep}
+    num_iter = min(AUTO_LR_ITERATIONS, max(n_steps // 2, MIN_POINTS))  # half a training at most
+    options = {"num_iter": num_iter, "bounds": (low, AUTO_LR_BOUNDS[1]), **sweep}
     bar = progress_bar("finding the learning rate", settings)
     return find_lr(preparation.trainer, progress=bar, **options)
 
@@ -165,6 +167,7 @@ def _harvest(
         generator=preparation.generator,
     )
     tables, axes, projections = [], {}, []
+    with_rank = _features_with_rank(preparation, settings)
     total = float(trainer.rows.weights.sum())
     for vocabulary, table, counts, prior in zip(
         preparation.vocabularies, canonical, preparation.counts, preparation.priors, strict=True
@@ -176,7 +179,10 @@ def _harvest(
             vectors, rotation = np.zeros_like(table.vectors[:, :1]), np.zeros_like(table.rotation[:, :1])
         projections.append(Projection(table.center, rotation, prior * total))
         counted = Vocabulary(vocabulary.feature, vocabulary.categories, counts)
-        tables.append(EmbeddingTable(counted, np.ascontiguousarray(vectors)))
+        ranked = vocabulary.feature in with_rank and bool(kept.any())
+        if ranked:
+            vectors = np.hstack([vectors, ranks(len(vectors))])
+        tables.append(EmbeddingTable(counted, vectors, ranked))
     sensitivity = first_layer_blocks(network)[-1].norm(dim=0).numpy()
     return Learned(
         tables=tuple(tables),
@@ -198,6 +204,17 @@ def _kept_axes(feature: str, reliability: np.ndarray, settings: Settings) -> np.
     """Which axes are published: all of a width that the user chose, else those that are mostly signal."""
     chosen = settings.width_is_chosen(feature)
     return np.full(len(reliability), True) if chosen else reliability >= settings.min_reliability
+
+
+def _features_with_rank(preparation: Preparation, settings: Settings) -> set[str]:
+    """Features whose width is free, unless the data have a column of the name that the rank would get."""
+    features = [vocabulary.feature for vocabulary in preparation.vocabularies]
+    taken = {*features, *preparation.inputs.features}
+    return {
+        name
+        for name in features
+        if settings.ranks and not settings.width_is_chosen(name) and f"{name}_rank" not in taken
+    }
 
 
 @contextmanager

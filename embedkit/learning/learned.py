@@ -30,6 +30,7 @@ class Settings:
     unknown_fraction: float = 0.03
     shrinkage: float = 0.1
     min_reliability: float = 0.3
+    ranks: bool = True
     weight_decay: float = 0.01
     max_lr: float | str = "auto"
     schedule: str = "one_cycle"

@@ -197,7 +197,7 @@ def plot_embedding_map(
         raise InputError(f"there is nothing to draw: no row of table {table.feature!r} was trained")
     counts = np.asarray(table.counts, dtype=float)[shown]
     reserved = shown < FIRST
-    points, shares = _principal_components(table.vectors[shown], counts)
+    points, shares = _principal_components(table.learned_vectors[shown], counts)
     labels = table.vocabulary.labels()
     most = counts[~reserved].max(initial=0)
     largest = np.clip(INK / len(shown), SMALLEST_AREA, LARGEST_AREA)

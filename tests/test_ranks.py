@@ -1,0 +1,133 @@
+"""The rank of a category beside its vector: what trees can do with it, and what nothing else notices."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.tree import DecisionTreeRegressor
+
+from embedkit import EmbeddingSet, EntityEmbeddingRegressor
+from embedkit.learning.ranks import REACH, ranks, ranks_between
+
+FAST = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0, "max_lr": 0.01}
+
+
+@pytest.fixture(scope="module")
+def shops():
+    """Shops that all sell differently, in towns: rows, targets."""
+    rng = np.random.default_rng(0)
+    shop = rng.integers(0, 40, 2000)
+    X = pd.DataFrame({"shop": [f"s{i:02}" for i in shop], "town": (shop % 5).astype(str)})
+    return X, rng.normal(size=40)[shop] + rng.normal(size=2000) / 10
+
+
+@pytest.mark.parametrize("n", [2, 3, 5_000, 50_000])
+def test_a_tree_can_tell_any_two_neighbours_apart(n):
+    codes = np.arange(n)
+    tree = DecisionTreeRegressor(random_state=0).fit(ranks(n), codes)
+    np.testing.assert_array_equal(tree.predict(ranks(n)), codes)
+
+
+@given(st.integers(2, 2_000_000))
+def test_ranks_rise_and_stay_small(n):
+    found = ranks(n)
+    assert found.dtype == np.float32
+    assert found.shape == (n, 1)
+    assert found[0] == 0
+    assert found[-1] <= np.float32(REACH)
+    assert (np.diff(found[:, 0]) >= 0).all()
+
+
+@given(st.lists(st.booleans(), max_size=50))
+def test_new_categories_come_between_old_ones_which_stay(new):
+    sources, code = [0, 1], 2
+    for is_new in new:
+        sources.append(-1 if is_new else code)
+        code += not is_new
+    sources = np.array(sources)
+    old = ranks(code)
+    found = ranks_between(old, sources)
+    np.testing.assert_array_equal(found[sources >= 0], old)
+    assert (np.diff(found[:, 0]) > 0).all()
+
+
+def test_ranks_come_last_and_are_in_sorted_order(shops):
+    X, y = shops
+    regressor = EntityEmbeddingRegressor(**FAST).fit(X, y)
+    names = regressor.get_feature_names_out().tolist()
+    assert [name for name in names if name.endswith("_rank")] == ["shop_rank", "town_rank"]
+    table = regressor.embeddings_["shop"]
+    assert table.feature_names_out[-1] == "shop_rank"
+    assert table.learned_vectors.shape == (42, table.embedding_dim - 1)
+    np.testing.assert_array_equal(table.vectors[:, -1:], ranks(42))
+    column = regressor.transform(X)[:, names.index("shop_rank")]
+    np.testing.assert_array_equal(np.argsort(column, kind="stable"), np.argsort(X["shop"], kind="stable"))
+
+
+def test_without_ranks_all_else_is_the_same(shops, tmp_path):
+    X, y = shops
+    ranked = EntityEmbeddingRegressor(**FAST).fit(X, y)
+    plain = EntityEmbeddingRegressor(**FAST, ranks=False).fit(X, y)
+    for name, table in plain.embeddings_.items():
+        np.testing.assert_array_equal(table.vectors, ranked.embeddings_[name].learned_vectors)
+        assert not table.ranked
+    np.testing.assert_array_equal(plain.predict(X), ranked.predict(X))
+    neighbors = ranked.embeddings_["shop"].neighbors("s07")
+    pd.testing.assert_frame_equal(neighbors, plain.embeddings_["shop"].neighbors("s07"))
+    by_distance = [
+        KNeighborsRegressor(20, weights="distance").fit(model.transform(X[:1500]), y[:1500])
+        for model in (ranked, plain)
+    ]
+    predicted = [
+        model.predict(encoder.transform(X[1500:]))
+        for model, encoder in zip(by_distance, (ranked, plain), strict=True)
+    ]
+    np.testing.assert_allclose(*predicted, atol=1e-3)
+    ranked.save(tmp_path / "shops.embedkit")
+    stored = EmbeddingSet.load(tmp_path / "shops.embedkit")
+    assert stored.equals(ranked.embeddings_)
+    assert stored["shop"].ranked
+
+
+def test_a_width_that_was_asked_for_has_no_rank_in_it(shops):
+    X, y = shops
+    regressor = EntityEmbeddingRegressor(**FAST, embedding_dim={"shop": 3}).fit(X, y)
+    assert not regressor.embeddings_["shop"].ranked
+    assert regressor.embeddings_["shop"].embedding_dim == 3
+    assert regressor.embeddings_["town"].ranked
+
+
+def test_a_column_of_that_name_keeps_it(shops):
+    X, y = shops
+    X = X.assign(shop_rank=np.arange(len(X)) % 7)
+    regressor = EntityEmbeddingRegressor(**FAST).fit(X, y)
+    assert not regressor.embeddings_["shop"].ranked
+    assert regressor.embeddings_["town"].ranked
+    assert regressor.get_feature_names_out()[-1] == "shop_rank"
+
+
+def test_ranks_of_rows_encoded_without_themselves_are_the_same(shops):
+    X, y = shops
+    regressor = EntityEmbeddingRegressor(**FAST, cross_fit=5)
+    vectors = regressor.fit_transform(X, y)
+    names = regressor.get_feature_names_out()
+    ranked = np.array([name.endswith("_rank") for name in names])
+    later = regressor.transform(X)
+    np.testing.assert_array_equal(vectors[:, ranked], later[:, ranked])
+    assert (vectors[:, ~ranked] != later[:, ~ranked]).any()
+
+
+def test_a_set_that_grows_keeps_its_ranks(shops):
+    X, y = shops
+    regressor = EntityEmbeddingRegressor(**FAST).fit(X, y)
+    before = regressor.embeddings_["shop"]
+    more = pd.DataFrame({"shop": ["s07a"] * 30 + ["t"] * 30, "town": ["2"] * 60})
+    regressor.extend(more, np.ones(60))
+    after = regressor.embeddings_["shop"]
+    rank = {label: after.vectors[code, -1] for code, label in enumerate(after.vocabulary.labels())}
+    assert rank["s07"] < rank["s07a"] < rank["s08"]
+    assert rank["s39"] < rank["t"]
+    for code, label in enumerate(before.vocabulary.labels()):
+        assert rank[label] == before.vectors[code, -1]
