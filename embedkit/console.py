@@ -264,12 +264,12 @@ def _kind(head: Mapping[str, Any]) -> str:
 
 
 def _reliability(axes: Mapping[str, Sequence[float]] | None, width: int) -> str:
-    """Mean of the published axes, each by its share of the variance."""
+    """Mean of the published axes, which are the most reliable ones, each by its share of the variance."""
     if axes is None:
         return "-"
-    kept = sorted(zip(axes["share"], axes["reliability"], strict=True), reverse=True)[:width]
-    total = sum(share for share, _ in kept)
-    return f"{sum(share * value for share, value in kept) / total:.2f}" if total else "-"
+    kept = sorted(zip(axes["reliability"], axes["share"], strict=True), reverse=True)[:width]
+    total = sum(share for _, share in kept)
+    return f"{sum(share * value for value, share in kept) / total:.2f}" if total else "-"
 
 
 def _validation(epoch: Mapping[str, float | None]) -> str:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from embedkit.learning.targets import Head
 
 N_FOLDS = 5
-# Fewer rows do not tell which choice is better; more would take longer and tell the same.
-MIN_ROWS, MAX_ROWS = 1_000, 12_000
+# Fewer rows do not tell which choice is better.
+MIN_ROWS = 1_000
+# Rows that quick models learn from, and that they are judged on: more would take longer and tell the same.
+MAX_ROWS = 10_000
 # What a choice has to gain, in standard errors: the best of three tries gains so much by chance.
 MIN_GAIN = 0.8
 # Vectors of which more than this share is noise have to help the network on held-out rows to be published.
@@ -186,8 +188,7 @@ class Pilot:
         embeddings = EmbeddingSet([part for part in pilot.tables if part.feature not in useless], numerics)
         # The models see a sample: enough to tell what is better.
         rng = np.random.RandomState(settings.seed)
-        share = min(1.0, MAX_ROWS / (len(train) + len(held)))
-        train, held = (rng.permutation(part)[: max(1, round(share * len(part)))] for part in (train, held))
+        train, held = (rng.permutation(part)[:MAX_ROWS] for part in (train, held))
         found = look_up(evidence, rows.codes.numpy()[train], folds.test[train], folds.excluded)
         return cls(
             embeddings,

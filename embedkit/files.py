@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedkit import store
 from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean, require
-from embedkit.frames import type_family, weight_column
+from embedkit.frames import is_index, type_family, weight_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -330,7 +330,8 @@ def _read_parquet(path: Path) -> pa.Table:
 
     if path.is_file():
         _check_unique(path, pq.read_schema(path).names)  # read_table fails on these, and does not say why
-    return pq.read_table(path)
+    table = pq.read_table(path)
+    return table.select([i for i, name in enumerate(table.column_names) if not is_index(name)])
 
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Any dataframe becomes Arrow columns, and every column gets a role."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Roles:
 
     categorical: tuple[str, ...]
     numeric: tuple[str, ...]
+
+
+def is_index(name: str) -> bool:
+    """Whether a column of a Parquet file is the index, without a name, of the pandas frame it came from."""
+    return re.fullmatch(r"__index_level_\d+__", name) is not None
 
 
 def is_array(X: Any) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import Roles, column_roles, weight_column
+from embedkit.frames import Roles, column_roles, is_index, weight_column
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -132,7 +132,7 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
     except (pa.ArrowException, OSError, TypeError) as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(f"{os.fspath(location)} cannot be read as Parquet ({reason}): repair it") from error
-    return dataset
+    return dataset.replace_schema(pa.schema([field for field in dataset.schema if not is_index(field.name)]))
 
 
 def make_stream(

@@ -22,9 +22,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import embedkit
-from embedkit import cli, console, demo, files
+from embedkit import EmbeddingSet, EmbeddingTable, cli, console, demo, files
 from embedkit.encoder import EntityEmbeddingEncoder
 from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
+from embedkit.vocabulary import Vocabulary
 
 ROOT = Path(embedkit.__file__).parent.parent
 FAST = ["--max-epochs", "1", "--max-lr", "0.01"]
@@ -428,3 +429,11 @@ def test_a_terminal_gets_a_progress_bar_unless_quiet(
     os.close(ours)
     os.close(theirs)
     assert (b"row" in shown) is not quiet
+
+
+def test_reliability_is_that_of_the_axes_that_are_published() -> None:
+    vocabulary = Vocabulary.fit(pa.array(["a", "b"]), "shop")
+    table = EmbeddingTable(vocabulary, np.ones((4, 2)), ranked=True)  # one axis, and the rank
+    axes = {"shop": {"share": [0.7, 0.3], "reliability": [0.1, 0.8]}}
+    text = console.set_summary(EmbeddingSet([table], metadata={"axes": axes}))
+    assert re.search(r"shop +2 +2 +0\.80\n", text)

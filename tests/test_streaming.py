@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -440,3 +441,15 @@ def test_only_large_parquet_is_streamed_unasked(
     assert isinstance(files.open_training(str(tmp_path / "rows.csv"), ["y"]).X, pa.Table)
     with pytest.raises(InputError, match="does not exist"):
         files.open_training(str(tmp_path / "none.parquet"), ["y"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_index_of_a_frame_is_not_learned_from(tmp_path: Path, stream: bool) -> None:
+    frame = pd.DataFrame({"shop": list("abcd") * 50, "sales": np.arange(200.0)}).sample(
+        frac=1, random_state=0
+    )
+    frame.to_parquet(tmp_path / "rows.parquet")
+    assert "__index_level_0__" in pq.read_schema(tmp_path / "rows.parquet").names
+    rows = files.open_training(str(tmp_path / "rows.parquet"), ["sales"], stream=stream)
+    estimator = rows.estimator(**SMALL).fit(rows.X, rows.y)
+    assert estimator.embeddings_.features_in == ("shop",)
