@@ -105,7 +105,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             (a file, a directory or a pattern), or a `pyarrow.dataset.Dataset`, need not fit into memory.
         y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
             Target or targets: numbers, or class labels. Of rows in files, the name or list of names of the
-            columns to predict; all other columns are learned from.
+            columns to predict; all other columns are learned from, but not the index, without a name, of the
+            pandas frame that a file was written from.
         sample_weight : array of shape (n_rows,), optional
             How many rows each row stands for. Of rows in files, the name of a column.
         groups : ignored
@@ -211,15 +212,13 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             return self.fit(X, y, sample_weight=sample_weight).transform(X)
         require("torch", "train")
         from embedkit import archive
-        from embedkit.cross_fitting import cross_fit_rows, first_columns
+        from embedkit.cross_fitting import cross_fit_rows, put_vectors
 
         inputs = self._prepare(X, y, sample_weight)
         self._learned, crossed = cross_fit_rows(inputs, self.cross_fit, groups)
         self._publish(archive.embedding_set(self))
         vectors = self.embeddings_.transform(inputs[0])
-        places = first_columns(self.embeddings_)
-        for name, part in crossed.items():
-            vectors[:, places[name] : places[name] + part.shape[1]] = part
+        put_vectors(vectors, self.embeddings_, crossed)
         return vectors
 
     def find_lr(self, X: Any, y: Any, sample_weight: Any = None, **sweep: Any) -> "LRFinderResult":

@@ -53,6 +53,8 @@ class EmbeddingTable:
             )
         if not np.isfinite(vectors).all():
             raise InputError(f"vectors of {self.feature!r} must be finite, found NaN or infinite ones")
+        if self.ranked and vectors.shape[1] < 2:
+            raise InputError(f"vectors of {self.feature!r} must have a column beside the ranks, found none")
         vectors.setflags(write=False)
         object.__setattr__(self, "vectors", vectors)
 

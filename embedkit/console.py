@@ -162,7 +162,7 @@ def table_rows(table: "EmbeddingTable", limit: int) -> str:
     shown = order[:limit]
     shown_numbers = table.learned_vectors[:, :MAX_NUMBERS]
     names = table.feature_names_out[: shown_numbers.shape[1]]
-    more = table.embedding_dim - len(names)
+    more = table.learned_vectors.shape[1] - len(names)
     rows = [
         [labels[code], _count(table.counts[code])] + [f"{number:.3f}" for number in shown_numbers[code]]
         for code in shown

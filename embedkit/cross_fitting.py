@@ -205,11 +205,8 @@ class Pilot:
         """R2 or ROC AUC of quick models on each block of the held-out rows, mean over the targets."""
         from embedkit.models import MODELS, make_model
 
-        places, train = first_columns(self.embeddings), self.train.copy()
-        for name in self.embeddings:
-            if name in cross_fitted:
-                vectors = self.crossed[name]
-                train[:, places[name] : places[name] + vectors.shape[1]] = vectors
+        train = self.train.copy()
+        put_vectors(train, self.embeddings, {name: self.crossed[name] for name in cross_fitted})
         scores = {}
         for name in MODELS:
             found = []
@@ -235,21 +232,25 @@ def _block_scores(
     from embedkit.models import macro_auc
 
     (X, y), (X_test, y_test) = learned_from, test
-    n_blocks = min(N_BLOCKS, len(y_test))
-    blocks = np.argsort(np.argsort(y_test, kind="stable")) % n_blocks
-    parts = [np.flatnonzero(blocks == block) for block in range(n_blocks)]
+    blocks = np.argsort(np.argsort(y_test, kind="stable")) % N_BLOCKS
+    parts = [np.flatnonzero(blocks == block) for block in range(N_BLOCKS)]
     if kind == "regression":
         if not (variance := y_test.var()) > 0:
-            return np.zeros(n_blocks)
-        squares = np.square(model.fit(X, y).predict(X_test) - y_test)
+            return np.zeros(N_BLOCKS)
+        squares = np.square(_fitted(model, X, y).predict(X_test) - y_test)
         return np.array([1 - squares[part].mean() / variance for part in parts])
-    scores = np.full(n_blocks, 0.5)
+    scores = np.full(N_BLOCKS, 0.5)
     if len(np.unique(y)) > 1:
-        predicted = model.fit(X, y).predict_proba(X_test)
+        predicted = _fitted(model, X, y).predict_proba(X_test)
         for block, part in enumerate(parts):
             if len(np.unique(y_test[part])) > 1:
                 scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
     return scores
+
+
+def _fitted(model: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    # A forest adds up its trees in the order in which threads finish, and sums of floats depend on it.
+    return model.fit(X, y).set_params(n_jobs=1)
 
 
 def choose(
@@ -276,8 +277,9 @@ def choose(
     """
     if not pilot.embeddings:
         return [], [], "no column helps on held-out rows"
-    ranked = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
-    tried = [ranked[:size] for size in sorted({0, len(ranked) // 3, 2 * len(ranked) // 3, len(ranked)})]
+    affected = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
+    n = len(affected)
+    tried = [affected[:size] for size in sorted({0, n // 3, 2 * n // 3, n})]
     found = [pilot.scores(names) for names in progress(tried)]
     blocks = [np.mean(list(models.values()), axis=0) for models in found]  # each (n_blocks,)
     scores = [
@@ -292,8 +294,6 @@ def choose(
     if best == 0:
         return [], scores, "it gains nothing on held-out rows, mean over the models"
     gains = blocks[best] - blocks[0]
-    if len(gains) < 2:
-        return [], scores, "one row held out is too few to measure it"
     gain, error = gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
     said = f"gains {gain:.4f} +- {error:.4f} on held-out rows, mean over the models"
     if gain <= MIN_GAIN * error:
@@ -301,10 +301,12 @@ def choose(
     return scores[best]["cross_fitted"], scores, said
 
 
-def first_columns(embeddings: EmbeddingSet) -> dict[str, int]:
-    """Where in what a set puts out the columns of each table start."""
+def put_vectors(out: np.ndarray, embeddings: EmbeddingSet, vectors: Mapping[str, np.ndarray]) -> None:
+    """Put other vectors of some columns into what a set has put out, (n_rows, width); ranks stay."""
     starts = {name: i for i, name in enumerate(embeddings.feature_names_out)}
-    return {name: starts[part.feature_names_out[0]] for name, part in embeddings.items()}
+    for name, part in vectors.items():
+        first = starts[embeddings[name].feature_names_out[0]]
+        out[:, first : first + part.shape[1]] = part
 
 
 def _record(

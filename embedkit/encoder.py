@@ -51,9 +51,9 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Share of an axis' variance that must not be sampling noise for it to be published.
     ranks : bool, default=True
         Whether the place of a category in sorted order comes with its vector, in a last column
-        ``{feature}_rank``, on a scale that distances do not see: trees, which do, can take any category out
-        by itself. Not for features whose width `embedding_dim` gives, nor for those that come out as zeros,
-        nor where the data have a column of that name.
+        ``{feature}_rank``, on a scale that distances do not see: trees, which do, can take single categories
+        out along it. Not for features whose width `embedding_dim` gives, nor for those that come out as
+        zeros, nor where an input or a target has that name.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
@@ -63,7 +63,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Of the layers (AdamW), per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
         Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2;
-        where there are fewer than 2,000 steps, not below 2 / steps, or 1e-2 where that is less.
+        where there are fewer than 2,000 steps, not below 2 / steps. Of 200 steps and fewer it is 1e-2,
+        without a test.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional
@@ -110,7 +111,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     learning_rates_ : list of float
         Learning rate of each step.
     lr_finder_ : LRFinderResult or None
-        The range test of ``max_lr="auto"``.
+        The range test of ``max_lr="auto"``, where there was one.
     max_lr_ : float
         The peak learning rate used.
     n_iter_, best_iter_ : int

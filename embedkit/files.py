@@ -148,7 +148,8 @@ def read_training(
     target : sequence of str
         What is to be predicted: one column or several.
     columns : sequence of str
-        What to learn from; by default all columns but the targets and `weight`.
+        What to learn from; by default all columns but the targets, `weight` and the index, without a name, of
+        the pandas frame that a file was written from.
     categorical : sequence of str
         Columns that must be among those to learn from.
     drop : sequence of str
@@ -257,7 +258,8 @@ def _used_columns(
     if not target:
         raise InputError(f"no target given: name the column of {path} that is to be predicted")
     left_out = {*target, *weights, *drop}
-    used = [name for name in (columns or table.column_names) if name not in left_out]
+    data = [name for name in table.column_names if not is_index(name)]
+    used = [name for name in (columns or data) if name not in left_out]
     if not used:
         raise InputError(f"{path} has no column to learn from beside {sorted(left_out)}: drop fewer")
     contradictory = [name for name in categorical if name not in used]
@@ -330,8 +332,7 @@ def _read_parquet(path: Path) -> pa.Table:
 
     if path.is_file():
         _check_unique(path, pq.read_schema(path).names)  # read_table fails on these, and does not say why
-    table = pq.read_table(path)
-    return table.select([i for i, name in enumerate(table.column_names) if not is_index(name)])
+    return pq.read_table(path)
 
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:

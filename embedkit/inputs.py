@@ -132,7 +132,7 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
     except (pa.ArrowException, OSError, TypeError) as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(f"{os.fspath(location)} cannot be read as Parquet ({reason}): repair it") from error
-    return dataset.replace_schema(pa.schema([field for field in dataset.schema if not is_index(field.name)]))
+    return dataset
 
 
 def make_stream(
@@ -151,7 +151,11 @@ def make_stream(
     from embedkit.learning.streaming import Stream
 
     where = f"{os.fspath(X)}" if isinstance(X, (str, os.PathLike)) else "the dataset"
-    dataset = open_dataset(X) if isinstance(X, (str, os.PathLike)) else X
+    dataset = X
+    if isinstance(X, (str, os.PathLike)):
+        dataset = open_dataset(X)
+        fields = [field for field in dataset.schema if not is_index(field.name)]
+        dataset = dataset.replace_schema(pa.schema(fields))
     named = [y] if isinstance(y, str) else list(y) if isinstance(y, (list, tuple)) else [None]
     if not all(isinstance(name, str) for name in named) or not named:
         raise InputError(f"y must name the column(s) of {where} to predict, got {type(y).__name__}")

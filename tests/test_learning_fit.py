@@ -16,6 +16,10 @@ from embedkit.learning.lr_finder import LRFinderResult
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 3, "max_lr": 0.01, "random_state": 0}
 
 
+# More than 200 steps, for which the rate is not known beforehand.
+TESTED = {**FAST, "max_lr": "auto", "max_epochs": 40}
+
+
 @pytest.fixture(scope="module")
 def sales():
     rng = np.random.default_rng(0)
@@ -29,7 +33,7 @@ def test_an_automatic_rate_is_the_suggestion(sales, monkeypatch):
     curve = np.ones(3)
     found = LRFinderResult(curve, curve, curve, None, {}, 0.0023, True, "because")
     monkeypatch.setattr(learning, "find_lr", lambda *_, **__: found)
-    encoder = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(*sales)
+    encoder = EntityEmbeddingEncoder(**TESTED).fit(*sales)
     assert encoder.max_lr_ == found.suggestion
     lrs = encoder._learned.history.lrs
     assert max(lrs) == pytest.approx(found.suggestion, rel=0.02)  # the peak is between two steps
@@ -50,10 +54,17 @@ def test_the_fewer_the_steps_the_larger_they_are(sales, max_epochs, low):
     assert encoder.find_lr(X, y, **tiny).suggestion == pytest.approx(low)
 
 
+def test_a_short_training_needs_no_range_test(sales):
+    encoder = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(*sales)
+    assert len(encoder.learning_rates_) <= 200
+    assert encoder.max_lr_ == 1e-2
+    assert encoder.lr_finder_ is None
+
+
 def test_the_finder_leaves_no_trace_in_the_training(sales):
-    auto = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(*sales)
-    assert auto.lr_finder_.suggestion == np.clip(auto.lr_finder_.suggestion, 0, np.inf)
-    by_hand = EntityEmbeddingEncoder(**{**FAST, "max_lr": auto.max_lr_}).fit(*sales)
+    auto = EntityEmbeddingEncoder(**TESTED).fit(*sales)
+    assert auto.max_lr_ == auto.lr_finder_.suggestion
+    by_hand = EntityEmbeddingEncoder(**{**TESTED, "max_lr": auto.max_lr_}).fit(*sales)
     assert by_hand.lr_finder_ is None
     assert by_hand.history_ == auto.history_
     np.testing.assert_array_equal(by_hand.transform(sales[0]), auto.transform(sales[0]))
@@ -167,7 +178,7 @@ from embedkit import EntityEmbeddingClassifier
 rng = np.random.default_rng(0)
 X = pd.DataFrame({"k": rng.choice(list("abcdef"), 300), "m": rng.choice([1, 2, 3], 300)})
 X["x"] = rng.normal(size=300)
-model = EntityEmbeddingClassifier(["m"], random_state=5, max_epochs=2, early_stopping=True)
+model = EntityEmbeddingClassifier(["m"], random_state=5, max_epochs=30, early_stopping=True)
 model.fit(X, np.where(X["k"] < "c", "low", "high")).save("set")
 """
 

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.tree import DecisionTreeRegressor
 
-from embedkit import EmbeddingSet, EntityEmbeddingRegressor
+from embedkit import EmbeddingSet, EmbeddingTable, EntityEmbeddingRegressor, InputError
 from embedkit.learning.ranks import REACH, ranks, ranks_between
+from embedkit.vocabulary import Vocabulary
 
 FAST = {"hidden_layer_sizes": (16,), "max_epochs": 4, "random_state": 0, "max_lr": 0.01}
 
@@ -23,11 +25,24 @@ def shops():
     return X, rng.normal(size=40)[shop] + rng.normal(size=2000) / 10
 
 
+def told_apart(column):
+    """How many groups of rows a tree of scikit-learn makes along a column."""
+    return DecisionTreeRegressor(random_state=0).fit(column, np.arange(len(column))).get_n_leaves()
+
+
 @pytest.mark.parametrize("n", [2, 3, 5_000, 50_000])
 def test_a_tree_can_tell_any_two_neighbours_apart(n):
-    codes = np.arange(n)
-    tree = DecisionTreeRegressor(random_state=0).fit(ranks(n), codes)
-    np.testing.assert_array_equal(tree.predict(ranks(n)), codes)
+    assert told_apart(ranks(n)) == n
+
+
+@pytest.mark.parametrize("n", [50_001, 200_000])
+def test_of_very_many_categories_neighbours_share_a_rank(n):
+    assert told_apart(ranks(n)) == 50_000
+
+
+def test_a_tree_can_tell_new_categories_from_old_ones():
+    sources = np.insert(np.arange(42), range(3, 42), -1)
+    assert told_apart(ranks_between(ranks(42), sources)) == len(sources)
 
 
 @given(st.integers(2, 2_000_000))
@@ -36,7 +51,7 @@ def test_ranks_rise_and_stay_small(n):
     assert found.dtype == np.float32
     assert found.shape == (n, 1)
     assert found[0] == 0
-    assert found[-1] <= np.float32(REACH)
+    assert 0 < found[-1] <= np.float32(REACH)
     assert (np.diff(found[:, 0]) >= 0).all()
 
 
@@ -51,6 +66,14 @@ def test_new_categories_come_between_old_ones_which_stay(new):
     found = ranks_between(old, sources)
     np.testing.assert_array_equal(found[sources >= 0], old)
     assert (np.diff(found[:, 0]) > 0).all()
+
+
+@pytest.mark.parametrize(("n_old", "n_new"), [(100, 100_000), (200_000, 50_000)])
+def test_categories_that_come_last_stay_within_reach(n_old, n_new):
+    sources = np.concatenate([np.arange(n_old), np.full(n_new, -1)])
+    found = ranks_between(ranks(n_old), sources)
+    assert found[-1] <= np.float32(REACH)
+    assert (np.diff(found[:, 0]) >= 0).all()
 
 
 def test_ranks_come_last_and_are_in_sorted_order(shops):
@@ -106,6 +129,14 @@ def test_a_column_of_that_name_keeps_it(shops):
     assert not regressor.embeddings_["shop"].ranked
     assert regressor.embeddings_["town"].ranked
     assert regressor.get_feature_names_out()[-1] == "shop_rank"
+    named = EntityEmbeddingRegressor(**FAST).fit(X[["shop", "town"]], pd.Series(y, name="shop_rank"))
+    assert [table.ranked for table in named.embeddings_.values()] == [False, True]
+
+
+def test_a_table_of_nothing_but_ranks_is_refused():
+    vocabulary = Vocabulary.fit(pa.array(["a"]), "shop")
+    with pytest.raises(InputError, match="'shop' must have a column beside the ranks"):
+        EmbeddingTable(vocabulary, np.ones((3, 1)), ranked=True)
 
 
 def test_ranks_of_rows_encoded_without_themselves_are_the_same(shops):

@@ -16,7 +16,7 @@ from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer
 from embedkit.learning.checkpoint import Checkpoint, fingerprint_of
 from embedkit.learning.learned import History, Learned, Projection, Settings
 from embedkit.learning.loop import UnstableTrainingError, train
-from embedkit.learning.lr_finder import MIN_POINTS, LRFinderResult, find_lr
+from embedkit.learning.lr_finder import LRFinderResult, find_lr
 from embedkit.learning.network import weights_of
 from embedkit.learning.prepare import Preparation, prepare
 from embedkit.learning.ranks import ranks
@@ -81,8 +81,10 @@ def learn(
         if checkpoint is not None:
             saved = Checkpoint(checkpoint, fingerprint_of(preparation, settings), checkpoint_seconds)
         if max_lr == "auto":
-            finder = range_test(preparation, settings)
-            max_lr = finder.suggestion
+            low, max_lr = _rate_bounds(preparation, settings)
+            if low < max_lr:
+                finder = range_test(preparation, settings)
+                max_lr = finder.suggestion
         try:
             history = _train(preparation, max_lr, settings, saved)
         except UnstableTrainingError as error:
@@ -109,12 +111,15 @@ def find_learning_rate(
 
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
-    n_steps = settings.max_epochs * preparation.trainer.steps_per_epoch
-    low = float(np.clip(AUTO_LR_DISTANCE / n_steps, *AUTO_LR_BOUNDS))
-    num_iter = min(AUTO_LR_ITERATIONS, max(n_steps // 2, MIN_POINTS))  # half a training at most
-    options = {"num_iter": num_iter, "bounds": (low, AUTO_LR_BOUNDS[1]), **sweep}
+    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": _rate_bounds(preparation, settings), **sweep}
     bar = progress_bar("finding the learning rate", settings)
     return find_lr(preparation.trainer, progress=bar, **options)
+
+
+def _rate_bounds(preparation: Preparation, settings: Settings) -> tuple[float, float]:
+    """The least and the greatest automatic rate."""
+    n_steps = settings.max_epochs * preparation.trainer.steps_per_epoch
+    return float(np.clip(AUTO_LR_DISTANCE / n_steps, *AUTO_LR_BOUNDS)), AUTO_LR_BOUNDS[1]
 
 
 def _train(
@@ -207,9 +212,9 @@ def _kept_axes(feature: str, reliability: np.ndarray, settings: Settings) -> np.
 
 
 def _features_with_rank(preparation: Preparation, settings: Settings) -> set[str]:
-    """Features whose width is free, unless the data have a column of the name that the rank would get."""
+    """Features whose width is free, unless an input or a target has the name that the rank would get."""
     features = [vocabulary.feature for vocabulary in preparation.vocabularies]
-    taken = {*features, *preparation.inputs.features}
+    taken = {*features, *preparation.inputs.features, *(head.name for head in preparation.heads)}
     return {
         name
         for name in features
