@@ -107,7 +107,9 @@ def test_several_interruptions_with_the_range_test(tmp_path: Path) -> None:
     labels = np.where(y > 0.5, "high", "low")
 
     def fit(**saving: object) -> EntityEmbeddingClassifier:
-        return EntityEmbeddingClassifier(["shop"], **SETTINGS | {"max_lr": "auto"}).fit(X, labels, **saving)
+        return EntityEmbeddingClassifier(["shop"], **SETTINGS | {"max_lr": "auto", "max_epochs": 40}).fit(
+            X, labels, **saving
+        )
 
     expected = fit()
     finder = len(expected.lr_finder_.lrs)
