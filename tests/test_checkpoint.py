@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from embedkit import EntityEmbeddingClassifier, EntityEmbeddingRegressor, InputError, cli
+from embedkit import EmbeddingSet, EntityEmbeddingClassifier, EntityEmbeddingRegressor, InputError, cli, store
 from embedkit.errors import OutputError, StoreError
 from embedkit.learning import checkpoint as checkpoint_module
 from embedkit.learning import numeric as numeric_module
@@ -230,8 +230,12 @@ def rows_file(tmp_path: Path) -> Path:
     return tmp_path / "rows.parquet"
 
 
-def published(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+def published(out: Path) -> tuple[dict[str, bytes], dict[str, object]]:
+    """The current version: its files and metadata. (The manifest also knows what a kill left before it.)"""
+    version = out / store.current_version(out)
+    files = {path.relative_to(version): path.read_bytes() for path in version.rglob("*") if path.is_file()}
+    del files[Path("manifest.json")]
+    return files, EmbeddingSet.load(out).metadata
 
 
 def test_the_command_resumes(rows_file: Path, tmp_path: Path) -> None:
