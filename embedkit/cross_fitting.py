@@ -237,19 +237,23 @@ def _block_scores(
     if kind == "regression":
         if not (variance := y_test.var()) > 0:
             return np.zeros(N_BLOCKS)
-        squares = np.square(_fitted(model, X, y).predict(X_test) - y_test)
+        squares = np.square(fit_repeatably(model, X, y).predict(X_test) - y_test)
         return np.array([1 - squares[part].mean() / variance for part in parts])
     scores = np.full(N_BLOCKS, 0.5)
     if len(np.unique(y)) > 1:
-        predicted = _fitted(model, X, y).predict_proba(X_test)
+        predicted = fit_repeatably(model, X, y).predict_proba(X_test)
         for block, part in enumerate(parts):
             if len(np.unique(y_test[part])) > 1:
                 scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
     return scores
 
 
-def _fitted(model: Any, X: np.ndarray, y: np.ndarray) -> Any:
-    # A forest adds up its trees in the order in which threads finish, and sums of floats depend on it.
+def fit_repeatably(model: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    """Fit a model so that it predicts the same every time.
+
+    On several threads a forest adds up its trees in the order in which these finish, and sums of floats
+    depend on it.
+    """
     return model.fit(X, y).set_params(n_jobs=1)
 
 

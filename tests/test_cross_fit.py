@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import sklearn
 import torch
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
-from embedkit.cross_fitting import choose
+from embedkit.cross_fitting import choose, fit_repeatably
 from embedkit.folds import make_folds
 from embedkit.learning import cross_fit
 from embedkit.learning.cross_fit import Evidence, alignment_residual
@@ -178,6 +178,14 @@ def test_a_gain_must_be_more_than_chance(gain, error, chosen):
     assert found == chosen
     assert len(scores) == 2
     assert (f"gains {gain:.4f} +- {error:.4f}" if gain > 0 else "gains nothing") in reason
+
+
+def test_a_forest_predicts_the_same_every_time_on_several_threads():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(500, 5)), rng.normal(size=500)
+    forest = fit_repeatably(RandomForestRegressor(20, n_jobs=2, random_state=0), X, y)
+    predictions = {forest.predict(X).tobytes() for _ in range(50)}
+    assert len(predictions) == 1
 
 
 def test_groups_of_very_different_sizes(sales):

@@ -74,6 +74,22 @@ def test_golden_directory_of_format_1_stays_readable():
         assert store.read_attachment(root, name) == data
 
 
+def make_ranked_set() -> EmbeddingSet:
+    """The set that `tests/golden/v1-ranked` holds: never change it."""
+    vocabulary = Vocabulary.fit(pa.array(["Ulm", "Bonn"]), "city")
+    vectors = [[0.0, 0.5, 0.0], [0.25, -0.5, 2e-6], [1.0, 2.0, 4e-6], [-1.0, -2.0, 6e-6]]
+    return EmbeddingSet(
+        [EmbeddingTable(vocabulary, vectors, ranked=True), make_table("flag", pa.array([True]))]
+    )
+
+
+def test_golden_directory_with_ranks_stays_readable():
+    root = GOLDEN / "v1-ranked"
+    assert store.verify(root) == []
+    assert store.load(root).equals(make_ranked_set())
+    assert store.load(root)["city"].feature_names_out == ("city_0", "city_1", "city_rank")
+
+
 def test_save_and_load(root, tmp_path):
     learned = EmbeddingSet.load(root)
     assert learned.equals(make_set())
