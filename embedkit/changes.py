@@ -118,7 +118,7 @@ def _distances(
     old: EmbeddingTable, new: EmbeddingTable, old_codes: np.ndarray, new_codes: np.ndarray
 ) -> np.ndarray:
     """How far rows moved, after the best rotation of the new ones."""
-    width = max(old.embedding_dim, new.embedding_dim)
+    width = max(old.learned_vectors.shape[1], new.learned_vectors.shape[1])
     before, after = (
         np.pad(vectors[codes].astype(np.float64), ((0, 0), (0, width - vectors.shape[1])))
         for vectors, codes in ((old.learned_vectors, old_codes), (new.learned_vectors, new_codes))

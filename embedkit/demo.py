@@ -15,6 +15,7 @@ import pandas as pd
 from embedkit.errors import InputError, MissingExtraError, OutputError
 
 if TYPE_CHECKING:
+    from embedkit.evaluation import Problem
     from embedkit.predictors import EntityEmbeddingClassifier
 
 CATEGORICAL = ["date", "hour", "carrier", "origin", "dest", "tailnum", "flight"]
@@ -72,10 +73,9 @@ def run(
     OutputError
         If `out` cannot be written.
     """
-    from sklearn.model_selection import train_test_split
     from tqdm import tqdm
 
-    from embedkit.evaluation import Problem, compare
+    from embedkit.evaluation import compare
     from embedkit.predictors import EntityEmbeddingClassifier
 
     out = Path(out)
@@ -87,15 +87,10 @@ def run(
     table = load_flights(data)
     if flights is not None:
         table = table.sample(flights, random_state=seed)
-    train, test = train_test_split(table, test_size=0.25, random_state=seed)
-    inputs = CATEGORICAL + NUMERIC
-    problem = Problem(
-        *(train[inputs], train[TARGET].to_numpy(), test[inputs], test[TARGET].to_numpy()),
-        *(CATEGORICAL, NUMERIC, "binary"),
-    )
+    problem = _problem(table, seed)
     echo(
         f"{len(table):,} flights, {table[TARGET].mean():.1%} late; "
-        f"learning from {len(train):,}, scoring on {len(test):,}"
+        f"learning from {len(problem.X_train):,}, scoring on {len(problem.X_test):,}"
     )
     network = EntityEmbeddingClassifier(CATEGORICAL, random_state=seed, verbose=0 if quiet else 1)
     vectors = network.fit_transform(problem.X_train, problem.y_train)
@@ -103,7 +98,8 @@ def run(
     version = _write(network, out)
 
     echo(
-        f"\nROC AUC on the held-out flights; all models learn from the same {min(rows, len(train)):,} rows:\n"
+        f"\nROC AUC on the held-out flights; all models learn from the same "
+        f"{min(rows, len(problem.X_train)):,} rows:\n"
     )
     scores = compare(
         problem,
@@ -189,6 +185,19 @@ def _packaged_flights() -> Path:
     return Path(spec.origin).parent / "data" / "flights.csv.zip"
 
 
+def _problem(table: pd.DataFrame, seed: int) -> "Problem":
+    from sklearn.model_selection import train_test_split
+
+    from embedkit.evaluation import Problem
+
+    train, test = train_test_split(table, test_size=0.25, random_state=seed)
+    inputs = CATEGORICAL + NUMERIC
+    return Problem(
+        *(train[inputs], train[TARGET].to_numpy(), test[inputs], test[TARGET].to_numpy()),
+        *(CATEGORICAL, NUMERIC, "binary"),
+    )
+
+
 def _tell(network: "EntityEmbeddingClassifier", seconds: float, echo: Callable[[str], None]) -> None:
     """What was learned, a line per table."""
     tables = network.embeddings_
@@ -208,7 +217,8 @@ def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:
     """The stored set and the pictures; the version's name."""
     from embedkit.report.plots import plot_embedding_map, plot_history, plot_lr_finder
 
-    plot_lr_finder(network.lr_finder_, out / "lr_finder.png")
+    if network.lr_finder_ is not None:
+        plot_lr_finder(network.lr_finder_, out / "lr_finder.png")
     plot_history(network.history_, out / "training.png", lrs=network.learning_rates_)
     plot_embedding_map(network.embeddings_[MAP_FEATURE], out / f"map_{MAP_FEATURE}.png")
     return network.save(out / "flights.embedkit")

@@ -14,8 +14,6 @@ from embedkit.learning import prepare
 from embedkit.learning.lr_finder import LRFinderResult
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 3, "max_lr": 0.01, "random_state": 0}
-
-
 # More than 200 steps, for which the rate is not known beforehand.
 TESTED = {**FAST, "max_lr": "auto", "max_epochs": 40}
 
