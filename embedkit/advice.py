@@ -97,6 +97,11 @@ def evaluate(
     whole, keys = _take(whole, rows, rows), {name: values[rows] for name, values in keys.items()}
     folds = _split(whole, n_folds, random_state, **keys)
     encodings = feasible(whole, encodings)  # the same in every fold
+    if all(encoding == "embedkit" for encoding, _ in pairs(encodings, models)):
+        raise InputError(
+            f"there is nothing to compare embeddings with under {', '.join(models)}: one-hot is left out of "
+            "wide tables and native categories are for LightGBM only; add another encoding, such as 'target'"
+        )
     parts = []
     with _bar(len(folds) * len(pairs(encodings, models)), progress) as bar:
         for i, (train, test) in enumerate(folds):
@@ -123,8 +128,7 @@ def _read(
     """The whole table as a problem, and what its rows are split by."""
     from embedkit.learning.targets import as_targets, make_heads
 
-    names = None if not is_array(X) else [f"x{i}" for i in range(np.asarray(X).shape[-1])]
-    table = to_table(X, feature_names=names)
+    table = to_table(X)
     targets, target_names, single = as_targets(y)
     if not single:
         raise InputError(f"one target is compared at a time, got {target_names}: give one column")
@@ -144,7 +148,7 @@ def _read(
         if pd.isna(array).any():
             raise InputError(f"{name} is missing in {pd.isna(array).sum()} row(s): drop these rows")
     table = table.drop_columns(list(dict.fromkeys(columns)))
-    all_categorical = names is not None and isinstance(categorical_features, str)
+    all_categorical = is_array(X) and _is_from_dtype(categorical_features)
     roles = column_roles(table, table.column_names if all_categorical else categorical_features)
     if not roles.categorical:
         raise InputError(
@@ -155,6 +159,10 @@ def _read(
     target = targets[:, 0].astype(np.float64) if head.kind == "continuous" else targets[:, 0]
     kind = KINDS[head.kind]
     return Problem(frame, target, frame, target, list(roles.categorical), list(roles.numeric), kind), values
+
+
+def _is_from_dtype(categorical_features: Any) -> bool:
+    return isinstance(categorical_features, str) and categorical_features == "from_dtype"
 
 
 def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:
@@ -188,13 +196,19 @@ def _split(
     X, y = whole.X_train, whole.y_train
     if groups is not None and time is not None:
         raise InputError("folds are made by groups or by time, not by both: give one of them")
-    n_parts = len(y) if groups is None else len(np.unique(groups))
+    moments, when = np.unique(time, return_inverse=True) if time is not None else (None, None)
+    n_parts, what = len(y), "rows"
+    if groups is not None:
+        n_parts, what = len(np.unique(groups)), "groups"
+    elif time is not None:
+        n_parts, what = len(moments), "different times"
     if n_parts <= n_folds:
-        what = "rows" if groups is None else "groups"
         raise InputError(f"{n_folds} folds need more than {n_folds} {what}, found {n_parts}: ask for fewer")
-    if time is not None:
-        order = np.argsort(time, kind="stable")
-        return [(order[train], order[test]) for train, test in TimeSeriesSplit(n_folds).split(X)]
+    if time is not None:  # rows of one moment stay together
+        return [
+            tuple(np.flatnonzero(np.isin(when, part)) for part in parts)
+            for parts in TimeSeriesSplit(n_folds).split(moments)
+        ]
     if groups is not None:
         return list(GroupKFold(n_folds, shuffle=True, random_state=random_state).split(X, y, groups))
     if whole.kind != "regression":

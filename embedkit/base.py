@@ -306,7 +306,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         params = self.get_params(deep=False)
         for name in ("categorical_features", "target_type", "cross_fit"):
             params.pop(name)
-        params["hidden_layer_sizes"] = tuple(params["hidden_layer_sizes"])
+        sizes = params["hidden_layer_sizes"]
+        params["hidden_layer_sizes"] = tuple(sizes) if np.iterable(sizes) else (sizes,)
         params["schedule_options"] = dict(params["schedule_options"] or {})
         params["progress"] = params.pop("verbose") > 0
         params.pop("random_state")

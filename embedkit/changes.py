@@ -135,5 +135,6 @@ def _distances(
 
 def _spread(table: EmbeddingTable) -> float:
     vectors, weights = table.learned_vectors.astype(np.float64), table.counts
+    weights = weights if weights.any() else np.ones(len(weights))
     centred = vectors - np.average(vectors, axis=0, weights=weights)
     return float(np.sqrt(np.average((centred**2).sum(axis=1), weights=weights)))

@@ -194,7 +194,12 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
     options["columns"] = (*options["columns"], *keys) if options["columns"] else ()
     rows = _read_rows(data, options)
     found = embedkit.evaluate(
-        rows.X, rows.y, target_type=task, progress=console.on_terminal(quiet), **options
+        rows.X,
+        rows.y,
+        target_type=task,
+        n_jobs=console.threads(),
+        progress=console.on_terminal(quiet),
+        **options,
     )
     if out:
         found.scores.to_parquet(out, index=False)
@@ -246,7 +251,7 @@ def drift(old: str, new: str, old_version: str, new_version: str, rows: int, out
     type=click.Choice(["duckdb", "postgres", "spark"]),
     help="Database, for --format sql.  [default: duckdb]",
 )
-@click.option("--source", help="Table to look up, for --format sql.  [default: rows]")
+@click.option("--source", help="Table to look up, for --format sql, or schema.table.  [default: rows]")
 @click.option("--keep", type=NAMES, help="Columns of it to put before the vectors.")
 @click.option("--location", help="Where the database finds the files.  [default: where it is started]")
 def export(store: str, format: str, out: str, features: tuple, version: str | None, **sql: Any) -> None:

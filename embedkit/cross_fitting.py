@@ -7,6 +7,7 @@ on a fold that is held out of the tables and of the models that are asked.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from embedkit.folds import Folds, look_up, make_folds, rows_present
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embedkit.learning.learned import Learned
+    from embedkit.learning.learned import Learned, Settings
     from embedkit.learning.targets import Head
 
 N_FOLDS = 5
@@ -26,13 +27,15 @@ N_FOLDS = 5
 MIN_ROWS = 1_000
 # Rows that quick models learn from, and that they are judged on: more would take longer and tell the same.
 MAX_ROWS = 10_000
+# Share of the epochs that the pilot takes: it chooses as well as after all of them.
+PILOT_EPOCHS = 2 / 3
 # What a choice has to gain, in standard errors: the best of three tries gains so much by chance.
 MIN_GAIN = 0.8
 # Vectors of which more than this share is noise have to help the network on held-out rows to be published.
 MAX_NOISE = 0.5
 # Parts of the held-out rows, each judged by itself, which tell how sure a gain is.
 N_BLOCKS = 5
-# A few trees tell which encoding is better, and the same on any number of threads.
+# A few trees tell which encoding is better, and the same every time.
 QUICK = {
     "knn": {},
     "forest": {"n_estimators": 20},
@@ -161,11 +164,11 @@ class Pilot:
     def learn(
         cls, inputs: tuple[Any, ...], max_lr: float, folds: Folds, held_out: int, noisy: Sequence[str]
     ) -> "Pilot":
-        """Learn from the rows outside one fold as all rows were learned from, at a known rate.
+        """Learn from the rows outside one fold as all rows were learned from, at a known rate but shorter.
 
         Of the `noisy` columns those are left out that do not help on the held-out rows.
         """
-        from embedkit.learning.cross_fit import coded_rows, gather_evidence, helpful
+        from embedkit.learning.cross_fit import coded_rows, find_useless, gather_evidence
         from embedkit.learning.fit import learn
 
         table, roles, heads, targets, weights, settings = inputs
@@ -173,26 +176,25 @@ class Pilot:
         train = np.flatnonzero(present & ~folds.excluded[held_out][folds.cells])
         held = np.flatnonzero(present & (folds.test == held_out))
         train_weights = None if weights is None else weights[train]
-        settings = replace(settings, max_lr=max_lr)
+        settings = _pilot_settings(settings, max_lr, int(present.sum()))
         pilot = learn(table.take(train), roles, heads, targets[train], train_weights, settings)
         rows = coded_rows(pilot, table, targets, weights)
         cells, n_cells = folds.cells[train], folds.excluded.shape[1]
         evidence = gather_evidence(pilot, rows.take(train), cells, n_cells, settings.seed)
-        helps = dict(zip(roles.categorical, helpful(pilot, rows.take(held)), strict=True))
-        useless = [name for name in noisy if not helps[name]]
+        left_out = find_useless(pilot, rows.take(held), noisy)
         # Not all of the models take missing numbers, which "passthrough" hands on.
         numerics = [
             replace(part, fill=mean) if part.fill is None else part
             for part, mean in zip(pilot.numerics, pilot.inputs.means, strict=False)
         ]
-        embeddings = EmbeddingSet([part for part in pilot.tables if part.feature not in useless], numerics)
+        embeddings = EmbeddingSet([part for part in pilot.tables if part.feature not in left_out], numerics)
         # The models see a sample: enough to tell what is better.
         rng = np.random.RandomState(settings.seed)
         train, held = (rng.permutation(part)[:MAX_ROWS] for part in (train, held))
         found = look_up(evidence, rows.codes.numpy()[train], folds.test[train], folds.excluded)
         return cls(
             embeddings,
-            useless,
+            left_out,
             embeddings.transform(table.take(train)),
             embeddings.transform(table.take(held)),
             dict(zip(roles.categorical, found, strict=True)),
@@ -212,13 +214,26 @@ class Pilot:
             found = []
             for i, head in enumerate(self.heads):
                 kind = "regression" if head.kind == "continuous" else head.kind
-                model = make_model(
-                    name, kind, scale=False, random_state=self.seed, n_jobs=pa.cpu_count()
-                ).set_params(**QUICK[name])
+                model = make_model(name, kind, scale=False, random_state=self.seed, n_jobs=1)
+                model.set_params(**QUICK[name])
                 y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
                 found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
             scores[name] = np.mean(found, axis=0)
         return scores
+
+
+def _pilot_settings(settings: "Settings", max_lr: float, n_rows: int) -> "Settings":
+    """Those of a training on all rows, for fewer epochs."""
+    from embedkit.learning.group import join_group
+    from embedkit.learning.prepare import choose_batch_size
+
+    batch_size = settings.batch_size
+    if batch_size == "auto":  # of fewer rows it could come out as half of it, which takes longer
+        group = join_group(settings.device)
+        n_processes = 1 if group is None else group.size
+        batch_size = choose_batch_size("auto", n_rows, n_processes) // n_processes
+    epochs = max(round(PILOT_EPOCHS * settings.max_epochs), 1)
+    return replace(settings, max_lr=max_lr, batch_size=max(batch_size, 2), max_epochs=epochs)
 
 
 def _block_scores(
@@ -237,24 +252,15 @@ def _block_scores(
     if kind == "regression":
         if not (variance := y_test.var()) > 0:
             return np.zeros(N_BLOCKS)
-        squares = np.square(fit_repeatably(model, X, y).predict(X_test) - y_test)
+        squares = np.square(model.fit(X, y).predict(X_test) - y_test)
         return np.array([1 - squares[part].mean() / variance for part in parts])
     scores = np.full(N_BLOCKS, 0.5)
     if len(np.unique(y)) > 1:
-        predicted = fit_repeatably(model, X, y).predict_proba(X_test)
+        predicted = model.fit(X, y).predict_proba(X_test)
         for block, part in enumerate(parts):
             if len(np.unique(y_test[part])) > 1:
                 scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
     return scores
-
-
-def fit_repeatably(model: Any, X: np.ndarray, y: np.ndarray) -> Any:
-    """Fit a model so that it predicts the same every time.
-
-    On several threads a forest adds up its trees in the order in which these finish, and sums of floats
-    depend on it.
-    """
-    return model.fit(X, y).set_params(n_jobs=1)
 
 
 def choose(
@@ -270,7 +276,7 @@ def choose(
     residuals : dict of str to float
         How far cross-fitting moves each column.
     progress : callable
-        Wraps the iterable of choices, as ``tqdm`` does.
+        Wraps the choices, as ``tqdm`` does.
 
     Returns
     -------
@@ -284,7 +290,10 @@ def choose(
     affected = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
     n = len(affected)
     tried = [affected[:size] for size in sorted({0, n // 3, 2 * n // 3, n})]
-    found = [pilot.scores(names) for names in progress(tried)]
+    # Threads side by side are faster than those of one small model, whose sums would depend on their order.
+    with ThreadPoolExecutor(min(pa.cpu_count(), len(tried))) as pool:
+        futures = [pool.submit(pilot.scores, names) for names in tried]
+        found = [future.result() for future in progress(futures)]
     blocks = [np.mean(list(models.values()), axis=0) for models in found]  # each (n_blocks,)
     scores = [
         {

@@ -38,7 +38,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Categories in fewer rows (int) or a smaller fraction of rows (float) are treated as unknown.
     max_categories : int, optional
         Most categories to keep of a column: the most frequent ones.
-    hidden_layer_sizes : sequence of int, default=(200, 100)
+    hidden_layer_sizes : int or sequence of int, default=(200, 100)
         Units of the ReLU layers.
     dropout, embedding_dropout : float, default=0.1 and 0.2
         Fraction of hidden units, and of elements of the vectors, that a training step leaves out.
@@ -211,7 +211,7 @@ class PretrainedEmbeddingEncoder(LookupMixin, BaseEstimator):
         if not isinstance(embeddings, EmbeddingSet):
             embeddings = EmbeddingSet.load(embeddings, self.version)
         self._array_columns = embeddings.features_in
-        table = self._read(X, reset=True)
+        table = self._read(X, reset=True, as_strings=embeddings.text_features)
         shared = [name for name in embeddings.features_in if name in table.column_names]
         if not shared:
             expected, found = list(embeddings.features_in), table.column_names

@@ -154,8 +154,8 @@ def make_stream(
     dataset = X
     if isinstance(X, (str, os.PathLike)):
         dataset = open_dataset(X)
-        fields = [field for field in dataset.schema if not is_index(field.name)]
-        dataset = dataset.replace_schema(pa.schema(fields))
+    fields = [field for field in dataset.schema if not is_index(field.name)]
+    dataset = dataset.replace_schema(pa.schema(fields))
     named = [y] if isinstance(y, str) else list(y) if isinstance(y, (list, tuple)) else [None]
     if not all(isinstance(name, str) for name in named) or not named:
         raise InputError(f"y must name the column(s) of {where} to predict, got {type(y).__name__}")

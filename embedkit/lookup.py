@@ -10,7 +10,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_is_fitted, validate_data
 
 from embedkit.errors import InputError
-from embedkit.frames import to_table, type_family
+from embedkit.frames import to_table
 from embedkit.inputs import has_names
 from embedkit.tables import EmbeddingSet
 
@@ -18,11 +18,16 @@ from embedkit.tables import EmbeddingSet
 class FrameMixin:
     """What all estimators here do with X: any frame, or an array whose columns are all categorical."""
 
-    def _read(self, X: Any, *, reset: bool) -> pa.Table:
-        """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`)."""
+    def _read(self, X: Any, *, reset: bool, as_strings: Sequence[str] = ()) -> pa.Table:
+        """X as an Arrow table; checks names and number of columns, or takes note of them (`reset`).
+
+        Cells of the columns `as_strings` become text, and once something is learned those learned as text do.
+        """
+        if not reset:
+            as_strings = self.embeddings_.text_features
         if has_names(X):
             # Before scikit-learn sees it, whose error on repeated names has many lines.
-            table = to_table(X, as_strings=() if reset else self._text_columns())
+            table = to_table(X, as_strings=as_strings)
             _check_feature_names(self, X, reset=reset)
             _check_n_features(self, table, reset=reset)
             if not reset and not hasattr(self, "feature_names_in_"):
@@ -33,15 +38,10 @@ class FrameMixin:
             if reset or names is None:
                 names = self._array_names(X.shape[1])
             names = [str(name) for name in names]
-            table = to_table(X, feature_names=names, as_strings=() if reset else self._text_columns())
+            table = to_table(X, feature_names=names, as_strings=as_strings)
         if table.num_rows == 0:
             raise InputError("Found array with 0 sample(s) (rows): at least 1 row is required")
         return table
-
-    def _text_columns(self) -> list[str]:
-        """Columns learned as text: of Python objects that mix types, every cell is one."""
-        tables = self.embeddings_.items()
-        return [name for name, part in tables if type_family(part.categories.type) == "string"]
 
     def _array_names(self, width: int) -> tuple[str, ...]:
         return tuple(f"x{i}" for i in range(width))

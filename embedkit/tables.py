@@ -124,6 +124,11 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         out = self._lookup(X, order="F")
         return pa.table([pa.array(column) for column in out.T], names=list(self.feature_names_out))
 
+    @property
+    def text_features(self) -> tuple[str, ...]:
+        """Features learned as text: every cell of a column of Python objects becomes one."""
+        return tuple(name for name, part in self.items() if type_family(part.categories.type) == "string")
+
     def subset(self, features: Sequence[str]) -> "EmbeddingSet":
         """Keep some of the features, categorical or numeric, in the order of this set.
 
@@ -169,8 +174,7 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
     def _lookup(self, X: Any, order: str) -> np.ndarray:
         """The output of `transform`, in rows (order "C") or in columns (order "F")."""
         names = self.features_in if is_array(X) else None
-        text = [name for name, part in self.items() if type_family(part.categories.type) == "string"]
-        table = to_table(X, columns=self.features_in, feature_names=names, as_strings=text)
+        table = to_table(X, columns=self.features_in, feature_names=names, as_strings=self.text_features)
         parts = list(self.values())
         codes = _run(lambda part: part.vocabulary.encode(table[part.feature]), parts, table.num_rows)
         out = np.empty((table.num_rows, self.width), dtype=np.float32, order=order)

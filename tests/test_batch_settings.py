@@ -1,6 +1,8 @@
 """Settings of batch jobs: from Python, from the command line and from a file; what is refused."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -139,6 +141,20 @@ def test_too_many_directories_are_refused(tmp_path: Path, source: Path, embeddin
     big = write_dataset(tmp_path / "big", make_rows(1_100), files=1)
     with pytest.raises(InputError, match=r"0.parquet, row groups 0 to 10: columns \['id'\] have 1100 values"):
         transform_dataset(embedding_set, big, tmp_path / "out", partition_by=["id"])
+
+
+def test_too_many_open_files_are_one_error_that_says_so(tmp_path: Path, source: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from batch_data import make_set
+from embedkit.serving.batch import transform_dataset
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+transform_dataset(make_set(), sys.argv[1], sys.argv[2], partition_by=["id"])
+"""
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    assert "Too many open files; finished work is kept, allow more files (ulimit -n)" in done.stderr
 
 
 def test_an_existing_output_is_replaced_only_on_request(

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import sklearn
 import torch
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
-from embedkit.cross_fitting import choose, fit_repeatably
+from embedkit.cross_fitting import choose
 from embedkit.folds import make_folds
 from embedkit.learning import cross_fit
 from embedkit.learning.cross_fit import Evidence, alignment_residual
@@ -180,14 +180,6 @@ def test_a_gain_must_be_more_than_chance(gain, error, chosen):
     assert (f"gains {gain:.4f} +- {error:.4f}" if gain > 0 else "gains nothing") in reason
 
 
-def test_a_forest_predicts_the_same_every_time_on_several_threads():
-    rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(500, 5)), rng.normal(size=500)
-    forest = fit_repeatably(RandomForestRegressor(20, n_jobs=2, random_state=0), X, y)
-    predictions = {forest.predict(X).tobytes() for _ in range(50)}
-    assert len(predictions) == 1
-
-
 def test_groups_of_very_different_sizes(sales):
     X, y = sales
     groups = np.repeat(np.arange(5), [1990, 3, 3, 2, 2])
@@ -205,7 +197,7 @@ def test_only_noise_has_to_help(monkeypatch):
     rng = np.random.default_rng(1)
     town = rng.integers(0, 5, 4000)
     X = pd.DataFrame({"noise": rng.integers(0, 1000, 4000).astype(str), "town": town.astype(str)})
-    monkeypatch.setattr(cross_fit, "helpful", lambda learned, rows: [False] * len(learned.tables))
+    monkeypatch.setattr(cross_fit, "find_useless", lambda learned, rows, features: list(features))
     encoder = EntityEmbeddingEncoder(max_epochs=8, max_lr=0.01, random_state=0, shrinkage=0.01)
     encoder.fit_transform(X, town + rng.normal(size=4000))
     features = encoder.cross_fit_["features"]

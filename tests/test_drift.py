@@ -83,6 +83,13 @@ def test_the_same_vectors_have_not_moved_at_all(old: EmbeddingSet) -> None:
     assert found["category"].tolist() == ["a", "b", "c", "d"]  # nothing trained the reserved rows
 
 
+def test_without_counts_all_categories_count_the_same() -> None:
+    vectors = np.array([[1.0, 0], [-1, 0]])
+    before = EmbeddingSet([table("city", ["a", "b"], vectors, [0, 0])])
+    after = EmbeddingSet([table("city", ["a", "b"], 2 * vectors, [0, 0])])
+    assert embedkit.drift(before, after)["distance"].tolist() == [1.0, 1.0]
+
+
 def test_features_that_only_one_set_has(old: EmbeddingSet) -> None:
     new = EmbeddingSet([table("shop", [7], np.ones((1, 1)), [3])])
     found = embedkit.drift(old, new)

@@ -27,6 +27,7 @@ from embedkit import (
     inputs,
 )
 from embedkit.frames import Roles
+from embedkit.learning import fit as fit_module
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 2, "max_lr": 0.01, "random_state": 0}
 WELL = {"hidden_layer_sizes": (16,), "max_epochs": 20, "max_lr": 0.03, "random_state": 0}
@@ -217,8 +218,10 @@ def test_unknown_and_missing_categories_have_vectors(shops):
 def test_mixed_columns_stay_text_in_a_batch_that_is_not_mixed():
     mixed = pd.DataFrame({"code": pd.Series(["x", 1, 2, "y"] * 20, dtype=object)})
     encoder = EntityEmbeddingEncoder(embedding_dim=2, **FAST).fit(mixed, [0, 1, 2, 3] * 20)
+    pretrained = PretrainedEmbeddingEncoder(encoder.embeddings_)
     for batch in (mixed[1:3], mixed[1:3].to_numpy()):
         np.testing.assert_array_equal(encoder.transform(batch), encoder.transform(mixed)[1:3])
+        np.testing.assert_array_equal(pretrained.fit_transform(batch), encoder.transform(mixed)[1:3])
 
 
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
@@ -289,7 +292,10 @@ BAD = {
     "schedule": ("warmup", "warmup"),
     "embedding_dim": (0, "embedding_dim"),
     "device": ("abacus", "device"),
-    "hidden_layer_sizes": ((0,), "hidden_layer_sizes"),
+    "hidden_layer_sizes": (("wide",), "hidden_layer_sizes"),
+    "embedding_dropout": ("some", "embedding_dropout"),
+    "weight_decay": (None, "weight_decay"),
+    "schedule_options": ({"max_lr": 0.1}, "schedule_options cannot set max_lr: use the parameters"),
     "shrinkage": (-1.0, "shrinkage"),
     "validation_fraction": (0.0, "validation_fraction"),
     "categorical_features": ("city", "from_dtype"),
@@ -304,6 +310,27 @@ def test_bad_parameters_are_one_line_that_names_them(shops, name):
         with pytest.raises(InputError, match=message) as error:
             EntityEmbeddingEncoder(**{**FAST, name: value}).fit(data, y)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("city_0", "'city_0' has a name that is also that of an output of column 'city'"),
+        ("area_missing", "'area_missing' has a name that is also that of an output of column 'area'"),
+    ],
+)
+def test_a_name_that_would_come_out_twice_is_refused_before_the_training(shops, monkeypatch, column, message):
+    X, y = shops
+    X = X.assign(**{column: 1.5, "area": X["area"].where(X["area"] > X["area"].median())})
+    EntityEmbeddingEncoder(numeric="drop", **FAST).fit(X, y)  # no numeric column comes out
+    monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(InputError, match=message):
+        EntityEmbeddingEncoder(**FAST).fit(X, y)
+
+
+def test_a_number_of_units_is_one_layer(shops):
+    one = EntityEmbeddingEncoder(**{**FAST, "hidden_layer_sizes": 8}).fit(*shops)
+    assert one._learned.shape.hidden_layer_sizes == (8,)
 
 
 def test_bad_data_is_one_line_that_names_it(shops):

@@ -242,6 +242,14 @@ def test_groups_and_time_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None
         assert problem.X_train["index"].min() > problem.X_test["index"].max()
         assert "when" not in problem.X_train
     seen.clear()
+    X["when"] = np.repeat(X["when"].to_numpy()[::6], 6)  # six rows at a time
+    embedkit.evaluate(X, y, categorical_features=["shop"], time="when", n_folds=4)
+    assert sum(len(problem.X_test) for problem in seen) == 72
+    for problem in seen:
+        moments = [set(part["index"] // 6) for part in (problem.X_train, problem.X_test)]
+        assert not moments[0] & moments[1]
+        assert min(moments[0]) > max(moments[1])
+    seen.clear()
     embedkit.evaluate(
         X.drop(columns="when"), y, categorical_features=["hour"], groups=X["shop"], n_folds=3, max_rows=80
     )
@@ -289,12 +297,23 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
         ({"groups": [0] * 59 + [1]}, "5 folds need more than 5 groups, found 2"),
         ({"time": [1]}, "time has 1 rows, X has 60"),
         ({"categorical_features": []}, "no categorical column"),
+        (
+            {"encodings": ["native", "embedkit"], "models": ["knn"]},
+            "nothing to compare embeddings with under",
+        ),
+        ({"time": np.arange(60) // 15}, "5 folds need more than 5 different times, found 4"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(options: dict, message: str) -> None:
     X, y = shops(60)
     with pytest.raises(InputError, match=message):
         embedkit.evaluate(X, y, **{"categorical_features": ["noise"], **options})
+
+
+def test_a_column_of_an_array_cannot_be_named() -> None:
+    X, y = shops(60)
+    with pytest.raises(InputError, match="from_dtype"):
+        embedkit.evaluate(X.to_numpy(), y, categorical_features="noise")
 
 
 def test_a_class_too_rare_for_the_folds_is_refused() -> None:

@@ -147,6 +147,23 @@ def test_any_new_values_join_the_vocabulary(cities: list[str | None]) -> None:
         np.testing.assert_array_equal(after.vector(city), before.vector(city))
 
 
+@pytest.mark.parametrize("values", [["Rome", "Oslo"], [7, 5]])
+def test_a_column_that_had_no_value_takes_the_type_of_its_first(values: list) -> None:
+    X = pd.DataFrame({"city": pd.Series([None] * 20, dtype=object), "shop": ["a", "b"] * 10})
+    model = EntityEmbeddingEncoder(**FAST).fit(X, [0.0, 1.5] * 10)
+    model.extend(pd.DataFrame({"city": values * 10, "shop": "a"}), [0.0, 1.5] * 10)
+    assert model.embeddings_["city"].categories.to_pylist() == sorted(values)
+    assert np.isfinite(model.transform(pd.DataFrame({"city": values, "shop": "b"}))).all()
+
+
+def test_targets_of_rows_of_weight_0_are_not_read(fitted, old_rows) -> None:
+    X, y = old_rows[0][:5].assign(shop=99), old_rows[1][:5].copy()
+    expected = copy.deepcopy(fitted).extend(X[:4], y[:4]).embeddings_["shop"].vectors
+    y[4] = np.nan
+    found = copy.deepcopy(fitted).extend(X, y, [1, 1, 1, 1, 0]).embeddings_["shop"].vectors
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_classes_weights_and_rare_values() -> None:
     random = np.random.default_rng(0)
     city = random.choice(["Bonn", "Oslo"], 600)

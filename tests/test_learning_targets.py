@@ -1,5 +1,7 @@
 """What targets become: kinds of heads, numbers for the network, labels back."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -46,6 +48,7 @@ def test_auto_tells_numbers_from_classes(y, kind):
         pl.Series("y", ["b", "a", "b"]),
         pl.Series("y", ["b", "a", "b"], dtype=pl.Categorical),
         pa.chunked_array([["b"], ["a", "b"]]),
+        pa.array(["b", "a", "b"]),
     ],
     ids=lambda y: type(y).__name__,
 )
@@ -63,6 +66,8 @@ def test_labels_from_any_container(y):
         (pd.Series([True, False], dtype="boolean"), [False, True]),
         (np.array([2, 1], dtype=object), [1, 2]),
         (np.array([True, False], dtype=object), [False, True]),
+        (np.array([Decimal("2.0"), Decimal("1.0")]), [1.0, 2.0]),
+        (pa.array([True, False]), [False, True]),
     ],
 )
 def test_nullable_and_object_columns_keep_their_kind(y, classes):

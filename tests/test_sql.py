@@ -115,6 +115,8 @@ def test_the_command_takes_all_that_the_join_needs(tmp_path: Path) -> None:
     expected = export_sql(make_set(), tmp_path / "library", **given)
     for path in expected:
         assert (tmp_path / "command" / path.name).read_bytes() == path.read_bytes()
+    query = join_query(make_set(), dialect="spark", source="my schema.rows")
+    assert query.splitlines().count("FROM `my schema`.`rows` AS s") == 1
     result = CliRunner().invoke(main, [*map(str, command[:2]), "--out", "x", "--source", "rows"])
     assert result.exit_code == 2
     assert "--source is for --format sql, got --format parquet" in result.output

@@ -354,6 +354,19 @@ def test_errors_name_the_column(
 
 
 @pytest.mark.usefixtures("few_in_memory")
+def test_a_bad_row_is_named_by_its_place_among_all_rows(rows: pa.Table, tmp_path: Path) -> None:
+    area = rows["area"].to_numpy(zero_copy_only=False).copy()
+    area[250] = np.inf
+    rows = rows.set_column(rows.column_names.index("area"), "area", pa.array(area))
+    weight = np.where(np.arange(700) % 2, 1.0, 0.0)
+    weight[250] = 1.0
+    rows = rows.set_column(rows.column_names.index("weight"), "weight", pa.array(weight))
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=50)
+    with pytest.raises(InputError, match=r"rows are counted from row 250, without those of weight 0"):
+        EntityEmbeddingRegressor(["shop"], **SMALL).fit(tmp_path / "rows.parquet", "sales", "weight")
+
+
+@pytest.mark.usefixtures("few_in_memory")
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
 def test_rows_to_learn_from_and_rows_to_watch_are_needed(folder: Path, fraction: float) -> None:
     model = EntityEmbeddingRegressor(**SMALL, early_stopping=True, validation_fraction=fraction)
@@ -449,6 +462,8 @@ def test_the_index_of_a_frame_is_not_learned_from(tmp_path: Path, stream: bool) 
         frac=1, random_state=0
     )
     frame.to_parquet(tmp_path / "rows.parquet")
+    dataset = EntityEmbeddingRegressor(**SMALL).fit(ds.dataset(tmp_path / "rows.parquet"), "sales")
+    assert dataset.embeddings_.features_in == ("shop",)
     assert "__index_level_0__" in pq.read_schema(tmp_path / "rows.parquet").names
     rows = files.open_training(str(tmp_path / "rows.parquet"), ["sales"], stream=stream)
     estimator = rows.estimator(**SMALL).fit(rows.X, rows.y)

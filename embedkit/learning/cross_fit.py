@@ -10,7 +10,7 @@ gradient of that part and ``Q`` the prior (the infinitesimal jackknife, Giordano
 pass over the data for any choice of rows, and no axes to align.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,8 +155,8 @@ def _no_evidence(vectors: torch.Tensor, n_cells: int, inverse: torch.Tensor, pre
     )
 
 
-def helpful(learned: Learned, rows: Rows) -> list[bool]:
-    """Whether each column's vectors improve what the network predicts for rows that it has not seen.
+def find_useless(learned: Learned, rows: Rows, features: Collection[str]) -> list[str]:
+    """Those of some columns whose vectors do not improve what the network predicts for rows it has not seen.
 
     A table that was learned too eagerly may help only if taken with caution, so fractions of its vectors are
     tried too; none of them helps where the loss does not fall by more than one standard error.
@@ -166,7 +166,12 @@ def helpful(learned: Learned, rows: Rows) -> list[bool]:
     learned : Learned
     rows : Rows
         That it was not learned from.
+    features : collection of str
+        The columns in question.
     """
+    asked = [i for i, table in enumerate(learned.tables) if table.feature in features]
+    if not asked:
+        return []
     network = build(learned.shape, learned.weights).float()
     noise = torch.tensor(learned.noise)
     share = rows.weights / rows.weights.sum()
@@ -182,18 +187,19 @@ def helpful(learned: Learned, rows: Rows) -> list[bool]:
             return row_losses(learned.heads, outputs, batch.targets, noise)
 
         found = []
-        for column in range(len(columns)):
+        for column in asked:
             without = losses(column, 0.0)
             found.append(torch.stack([without - losses(column, scale) for scale in SCALES]))
-        return torch.stack(found)  # (n_columns, n_scales, batch)
+        return torch.stack(found)  # (n_asked, n_scales, batch)
 
     with torch.no_grad():
         gained = torch.cat([gains(batch) for batch in rows.batches(HELD_OUT_BATCH)], dim=2)
     result = []
-    for gain in gained:
+    for column, gain in zip(asked, gained, strict=True):
         mean = gain @ share
         error = ((gain - mean[:, None]).square() @ share.square()).sqrt()
-        result.append(bool((mean > error).any()))
+        if not (mean > error).any():
+            result.append(learned.tables[column].feature)
     return result
 
 

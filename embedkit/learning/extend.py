@@ -20,6 +20,7 @@ from embedkit.learning.learned import Learned
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import EntityEmbeddingNetwork, build
 from embedkit.learning.ranks import ranks_between
+from embedkit.learning.targets import encode_targets
 from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary, encode_columns
 
 MAX_ITERATIONS = 100
@@ -68,10 +69,10 @@ def extend(
     network = _grown(learned, sources)
     codes = encode_columns(vocabularies, table)
     numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
-    targets = np.stack([head.encode(y[:, i]) for i, head in enumerate(learned.heads)], axis=1)
+    weights = np.ones(table.num_rows) if sample_weight is None else sample_weight
+    targets = encode_targets(learned.heads, y, weights > 0)
     if not np.isfinite(targets).all():
         raise InputError("input y contains NaN or infinity: drop these rows")
-    weights = np.ones(table.num_rows) if sample_weight is None else sample_weight
     # Only the rows of new categories have a say.
     rows = np.any([new[codes[:, i]] for i, new in enumerate(is_new)], axis=0) & (weights > 0)
     _solve(
@@ -107,9 +108,9 @@ def _extended(
     if not pc.any(unseen).as_py():
         return old, np.arange(old.num_embeddings)
     added = found.categories.filter(unseen)
-    if len(old.categories):
-        added = added.cast(old.categories.type)
-    both = pa.concat_arrays([old.categories, added])
+    both = added
+    if len(old.categories):  # else the column had no value yet, and no type
+        both = pa.concat_arrays([old.categories, added.cast(old.categories.type)])
     order = pc.sort_indices(both).to_numpy().astype(np.int64)
     fresh = found.counts[FIRST:][np.asarray(unseen)]
     counts = np.concatenate([old.counts[FIRST:], fresh])[order]

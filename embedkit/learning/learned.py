@@ -47,25 +47,31 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("dropout", "embedding_dropout", "unknown_fraction", "min_reliability"):
-            if not 0 <= getattr(self, name) < 1:
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
         if self.numeric not in NUMERIC_OUTPUTS:
             raise InputError(f"numeric must be one of {', '.join(NUMERIC_OUTPUTS)}, got {self.numeric!r}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for name in ("shrinkage", "weight_decay"):
-            if not 0 <= getattr(self, name) < np.inf:
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
-        if not 0 < self.validation_fraction < 1:
+        if not _is_number(self.validation_fraction) or not 0 < self.validation_fraction < 1:
             raise InputError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}")
         for name in ("max_epochs", "n_iter_no_change"):
             _check_count(name, getattr(self, name))
         if self.batch_size != "auto":
             _check_count("batch_size", self.batch_size, least=2)
-        if self.max_lr != "auto" and not (isinstance(self.max_lr, Real) and 0 < self.max_lr < np.inf):
+        if self.max_lr != "auto" and not (_is_number(self.max_lr) and 0 < self.max_lr < np.inf):
             raise InputError(f"max_lr must be 'auto' or a positive number, got {self.max_lr!r}")
         for units in self.hidden_layer_sizes:
             _check_count("hidden_layer_sizes", units)
+
+        fixed = sorted({"max_lr", "total_steps", "steps_per_epoch"} & self.schedule_options.keys())
+        if fixed:
+            raise InputError(
+                f"schedule_options cannot set {', '.join(fixed)}: use the parameters max_lr and max_epochs"
+            )
 
     def width_is_chosen(self, feature: str) -> bool:
         """Whether the user said how wide the vectors of a feature are."""
@@ -73,6 +79,10 @@ class Settings:
         if isinstance(chosen, Mapping):
             chosen = chosen.get(feature, "auto")
         return not isinstance(chosen, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: Any, least: int = 1) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +148,7 @@ def _assemble(
         hidden_layer_sizes=tuple(settings.hidden_layer_sizes),
         n_outputs=sum(head.n_outputs for head in heads),
     )
+    _check_names(roles.categorical, shape.embedding_dims, inputs, settings.numeric)
     network = EntityEmbeddingNetwork(shape, settings.dropout, settings.embedding_dropout).to(device)
     priors = tuple(float(settings.shrinkage) * vocabulary.cardinality / total for vocabulary in vocabularies)
     trainer = Trainer(
@@ -163,6 +165,27 @@ def _assemble(
     )
     counts = tuple(_trained_counts(vocabulary, total, settings) for vocabulary in vocabularies)
     return Preparation(vocabularies, inputs, tuple(heads), counts, priors, trainer, coded.watch, generator)
+
+
+def _check_names(features: Sequence[str], widths: Sequence[int], inputs: NumericInputs, numeric: str) -> None:
+    """Raise InputError, before any training, where a numeric column has the name of another one's output."""
+    if numeric == "drop":
+        return
+    outputs = {
+        f"{feature}_{i:0{digits}}": feature
+        for feature, width in zip(features, widths, strict=True)
+        for digits in range(1, len(str(width - 1)) + 1)
+        for i in range(width)
+    }
+    if numeric == "scale":
+        flagged = compress(inputs.features, inputs.flagged)
+        outputs |= {f"{feature}_missing": feature for feature in flagged}
+    for name in inputs.features:
+        if name in outputs:
+            raise InputError(
+                f"column {name!r} has a name that is also that of an output of column {outputs[name]!r}, and "
+                "names of outputs must be unique: rename one of them"
+            )
 
 
 def choose_device(device: str) -> torch.device:

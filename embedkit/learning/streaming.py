@@ -67,17 +67,19 @@ class Stream:
         first = 0
         weights_of = [] if self.weight is None else [self.weight]
         for table in self._tables([*columns, *weights_of]):
+            n_read, left_out = table.num_rows, ""
             try:
                 weights = np.ones(table.num_rows)
                 if self.weight is not None:
                     weights = weight_column(table, self.weight)
                     if (weights == 0).any():
+                        left_out = ", without those of weight 0"
                         table, weights = table.filter(pa.array(weights > 0)), weights[weights > 0]
                 visit(table.select(columns), weights)
             except InputError as error:
-                where = f" (rows are counted from row {first})" if first else ""
+                where = f" (rows are counted from row {first}{left_out})" if first or left_out else ""
                 raise InputError(f"{error}{where}") from error
-            first += table.num_rows
+            first += n_read
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         try:

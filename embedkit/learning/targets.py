@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,12 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
             f"Unknown label type: target {name!r} holds numbers with a fraction, which are not classes: "
             "learn it as 'continuous'"
         )
+    labels = {type(label) for label in distinct.tolist()}
+    if not labels <= {bool, int, float, str}:
+        found = ", ".join(sorted(label.__name__ for label in labels))
+        raise InputError(
+            f"target {name!r} holds values of type {found}: cast it to text, or to a number if it is one"
+        )
     return Head(name, "binary" if len(distinct) == 2 else kind, distinct)
 
 
@@ -241,6 +248,8 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
     if columns is not None and hasattr(y, "to_numpy"):
         names, values = [str(column) for column in columns], np.asarray(y.to_numpy())
     else:
+        if isinstance(y, pa.Array):
+            y = y.to_numpy(zero_copy_only=False)
         values = np.asarray(y.to_numpy()) if hasattr(y, "to_numpy") else np.asarray(y)
         if values.ndim not in (1, 2):
             raise InputError(
@@ -260,7 +269,7 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
 def _narrow(values: np.ndarray) -> np.ndarray:
     """Objects that are all numbers, booleans or strings become an array of these."""
     kinds = {type(value) for value in values.ravel()}
-    if all(issubclass(kind, (int, float, np.number)) and kind is not bool for kind in kinds):
+    if all(issubclass(kind, (int, float, Decimal, np.number)) and kind is not bool for kind in kinds):
         return values.astype(np.float64) if not kinds <= {int} else values.astype(np.int64)
     if kinds <= {bool, np.bool_}:
         return values.astype(bool)

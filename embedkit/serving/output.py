@@ -229,9 +229,12 @@ def writing(folder: JobFolder) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, EmbedkitError):
             raise
+        cure = "make room"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            cure = "allow more files (ulimit -n) or partition by a column with fewer values"
         raise OutputError(
             f"cannot write to {folder.root}: {error.strerror or error}; "
-            "finished work is kept, make room and resume"
+            f"finished work is kept, {cure} and resume"
         ) from error
 
 

@@ -168,7 +168,7 @@ def join_query(
     embedding_set : EmbeddingSet
     dialect : "duckdb", "postgres" or "spark"
     source : str
-        Table or view with the columns `features_in`.
+        Table or view with the columns `features_in`; before a dot its schema.
     keep : sequence of str
         Columns of it to put before the features.
     prefix : str
@@ -197,7 +197,7 @@ def join_query(
     for column in embedding_set.numerics:
         selected += _numeric(syntax, column)
     columns = ",\n  ".join(selected)
-    return "\n".join([f"SELECT\n  {columns}", f"FROM {_name(syntax, source)} AS s", *joins])
+    return "\n".join([f"SELECT\n  {columns}", f"FROM {_qualified(syntax, source)} AS s", *joins])
 
 
 def _dialect(name: str) -> Dialect:
@@ -208,6 +208,10 @@ def _dialect(name: str) -> Dialect:
 
 def _name(syntax: Dialect, name: str) -> str:
     return f"{syntax.quote}{name.replace(syntax.quote, syntax.quote * 2)}{syntax.quote}"
+
+
+def _qualified(syntax: Dialect, name: str) -> str:
+    return ".".join(_name(syntax, part) for part in name.split("."))
 
 
 def _text_literal(text: str) -> str:
