@@ -14,12 +14,12 @@ from sklearn.utils.validation import (
 )
 
 from embedkit.errors import InputError, require
-from embedkit.inputs import check_repeatable, is_stream, prepare_rows, prepare_stream
+from embedkit.inputs import check_repeatable, is_stream, task_of_rows, task_of_stream
 from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embedkit.learning.learned import Settings
+    from embedkit.learning.learned import Settings, Task
     from embedkit.learning.lr_finder import LRFinderResult
 
 
@@ -145,7 +145,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             check_repeatable(self)
         saving = {"checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
         try:
-            self._learned = learn(*self._prepare(X, y, sample_weight, cache_dir), **saving)
+            self._learned = learn(self._task(X, y, sample_weight, cache_dir), **saving)
         except UnstableTrainingError as error:
             if error.learned is not None:
                 self._learned = error.learned
@@ -214,10 +214,10 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         from embedkit import archive
         from embedkit.cross_fitting import cross_fit_rows, put_vectors
 
-        inputs = self._prepare(X, y, sample_weight)
-        self._learned, crossed = cross_fit_rows(inputs, self.cross_fit, groups)
+        task = self._task(X, y, sample_weight)
+        self._learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
         self._publish(archive.embedding_set(self))
-        vectors = self.embeddings_.transform(inputs[0])
+        vectors = self.embeddings_.transform(task.table)
         put_vectors(vectors, self.embeddings_, crossed)
         return vectors
 
@@ -238,7 +238,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         require("torch", "train")
         from embedkit.learning.fit import find_learning_rate
 
-        return find_learning_rate(*clone(self)._prepare(X, y, sample_weight), **sweep)
+        return find_learning_rate(clone(self)._task(X, y, sample_weight), **sweep)
 
     def save(self, path: str | os.PathLike) -> str:
         """Publish tables, network and training history as a new version of a stored set.
@@ -267,18 +267,16 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
         return archive.load(cls, path, version)
 
-    def _prepare(
-        self, X: Any, y: Any, sample_weight: Any, cache_dir: str | os.PathLike | None = None
-    ) -> tuple[Any, ...]:
-        """The arguments of `learn`, checked."""
+    def _task(self, X: Any, y: Any, sample_weight: Any, cache_dir: str | os.PathLike | None = None) -> "Task":
+        """What is to be learned, checked."""
         if y is None:
             raise InputError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None: "
                 "vectors are learned from what they predict"
             )
         if is_stream(X):
-            return prepare_stream(self, X, y, sample_weight, cache_dir)
-        return prepare_rows(self, X, y, sample_weight)
+            return task_of_stream(self, X, y, sample_weight, cache_dir)
+        return task_of_rows(self, X, y, sample_weight)
 
     def _weights(self, sample_weight: Any, num_rows: int) -> np.ndarray | None:
         if sample_weight is None:

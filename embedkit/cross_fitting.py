@@ -19,7 +19,7 @@ from embedkit.folds import Folds, look_up, make_folds, rows_present
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embedkit.learning.learned import Learned, Settings
+    from embedkit.learning.learned import Learned, Settings, Task
     from embedkit.learning.targets import Head
 
 N_FOLDS = 5
@@ -43,17 +43,17 @@ QUICK = {
 }
 
 
-def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | str:
+def plan_folds(task: "Task", cross_fit: Any, groups: Any) -> Folds | str:
     """The folds of `cross_fit_rows`, or why it cannot be measured whether they pay."""
-    _, _, _, targets, weights, settings = inputs
+    targets, seed = task.targets, task.settings.seed
     groups = None if groups is None else np.asarray(groups)
     if groups is not None and groups.shape != (len(targets),):
         raise InputError(f"groups must have one entry for each of {len(targets)} rows, got {groups.shape=}")
     if not isinstance(cross_fit, str):
-        return make_folds(cross_fit, targets, groups, settings.seed)
+        return make_folds(cross_fit, targets, groups, seed)
     if cross_fit != "auto":
         raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
-    present = rows_present(weights, len(targets))
+    present = rows_present(task.sample_weight, len(targets))
     n_rows = int(present.sum())
     if n_rows < MIN_ROWS:
         return f"{n_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
@@ -61,7 +61,7 @@ def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | 
     n_folds = N_FOLDS if groups is None else min(N_FOLDS, len(np.unique(groups)))
     if n_folds < 2:
         return "all rows are of one group, which leaves none to measure it on"
-    folds = make_folds(n_folds, targets[present], groups, settings.seed)
+    folds = make_folds(n_folds, targets[present], groups, seed)
     if _fold_to_hold_out(folds, np.ones(n_rows, dtype=bool)) is None:
         return "the groups are too unequal to hold some of them out"
     # Nothing is learned from rows of weight 0: any tables may encode them.
@@ -70,15 +70,13 @@ def plan_folds(inputs: tuple[Any, ...], cross_fit: Any, groups: Any) -> Folds | 
     return Folds(test, cells, folds.excluded)
 
 
-def cross_fit_rows(
-    inputs: tuple[Any, ...], cross_fit: Any, groups: Any
-) -> tuple["Learned", dict[str, np.ndarray]]:
+def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned", dict[str, np.ndarray]]:
     """Learn, and encode the rows that were learned from without themselves, where that pays.
 
     Parameters
     ----------
-    inputs : tuple
-        The arguments of `embedkit.learning.fit.learn`.
+    task : Task
+        Of rows in memory.
     cross_fit : "auto", int or splitter
     groups : array of shape (n_rows,) or None
 
@@ -92,18 +90,18 @@ def cross_fit_rows(
     from embedkit.learning.cross_fit import alignment_residual, coded_rows, gather_evidence, silence
     from embedkit.learning.fit import learn, progress_bar
 
-    table, _, _, targets, weights, settings = inputs
-    folds = plan_folds(inputs, cross_fit, groups)
-    learned = learn(*inputs)
+    settings = task.settings
+    folds = plan_folds(task, cross_fit, groups)
+    learned = learn(task)
     features = [part.feature for part in learned.tables]
     if isinstance(folds, str):
         return replace(learned, cross_fit=_record(features, (), (), {}, [], folds)), {}
     n_cells = folds.excluded.shape[1]
-    rows = coded_rows(learned, table, targets, weights)
+    rows = coded_rows(learned, task)
     evidence = gather_evidence(learned, rows, folds.cells, n_cells, settings.seed)
     codes = rows.codes.numpy()
     found = dict(zip(features, look_up(evidence, codes, folds.test, folds.excluded), strict=True))
-    present = rows_present(weights, table.num_rows)
+    present = rows_present(task.sample_weight, len(codes))
     residuals = {
         part.feature: alignment_residual(
             part.learned_vectors[codes[present, i]], found[part.feature][present]
@@ -115,7 +113,7 @@ def cross_fit_rows(
         # Of vectors that are nothing but noise a fold takes this much along: one of n rows has 1 / n of it.
         limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
         noisy = [name for name in features if residuals[name] > limit]
-        pilot = Pilot.learn(inputs, learned.max_lr, folds, _fold_to_hold_out(folds, present), noisy)
+        pilot = Pilot.learn(task, learned.max_lr, folds, _fold_to_hold_out(folds, present), noisy)
         useless = pilot.useless
         bar = progress_bar("choosing what to cross-fit", settings)
         chosen, scores, reason = choose(pilot, residuals, bar)
@@ -161,9 +159,7 @@ class Pilot:
     seed: int
 
     @classmethod
-    def learn(
-        cls, inputs: tuple[Any, ...], max_lr: float, folds: Folds, held_out: int, noisy: Sequence[str]
-    ) -> "Pilot":
+    def learn(cls, task: "Task", max_lr: float, folds: Folds, held_out: int, noisy: Sequence[str]) -> "Pilot":
         """Learn from the rows outside one fold as all rows were learned from, at a known rate but shorter.
 
         Of the `noisy` columns those are left out that do not help on the held-out rows.
@@ -171,14 +167,13 @@ class Pilot:
         from embedkit.learning.cross_fit import coded_rows, find_useless, gather_evidence
         from embedkit.learning.fit import learn
 
-        table, roles, heads, targets, weights, settings = inputs
-        present = rows_present(weights, table.num_rows)
+        table, targets = task.table, task.targets
+        present = rows_present(task.sample_weight, table.num_rows)
         train = np.flatnonzero(present & ~folds.excluded[held_out][folds.cells])
         held = np.flatnonzero(present & (folds.test == held_out))
-        train_weights = None if weights is None else weights[train]
-        settings = _pilot_settings(settings, max_lr, int(present.sum()))
-        pilot = learn(table.take(train), roles, heads, targets[train], train_weights, settings)
-        rows = coded_rows(pilot, table, targets, weights)
+        settings = _pilot_settings(task.settings, max_lr, int(present.sum()))
+        pilot = learn(task.take(train, settings))
+        rows = coded_rows(pilot, task)
         cells, n_cells = folds.cells[train], folds.excluded.shape[1]
         evidence = gather_evidence(pilot, rows.take(train), cells, n_cells, settings.seed)
         left_out = find_useless(pilot, rows.take(held), noisy)
@@ -197,9 +192,9 @@ class Pilot:
             left_out,
             embeddings.transform(table.take(train)),
             embeddings.transform(table.take(held)),
-            dict(zip(roles.categorical, found, strict=True)),
+            dict(zip(task.roles.categorical, found, strict=True)),
             (targets[train], targets[held]),
-            tuple(heads),
+            task.heads,
             settings.seed,
         )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
     from embedkit.base import EntityEmbeddingBase
+    from embedkit.learning.learned import Task
     from embedkit.learning.streaming import Stream
 
 
@@ -43,8 +44,9 @@ def check_repeatable(estimator: "EntityEmbeddingBase") -> None:
         )
 
 
-def prepare_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight: Any) -> tuple[Any, ...]:
-    """The arguments of `embedkit.learning.fit.learn` for rows in memory."""
+def task_of_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight: Any) -> "Task":
+    """What an estimator is to learn from rows in memory."""
+    from embedkit.learning.learned import Task
     from embedkit.learning.targets import as_targets, make_heads
 
     table = estimator._read(X, reset=True)
@@ -57,21 +59,22 @@ def prepare_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight
     roles = _roles(estimator, table, named=has_names(X))
     weights = estimator._weights(sample_weight, table.num_rows)
     heads = make_heads(targets, names, estimator._target_type(), weights)
-    return table, roles, heads, targets, weights, estimator._settings()
+    return Task(table, roles, heads, targets, weights, estimator._settings())
 
 
-def prepare_stream(
+def task_of_stream(
     estimator: "EntityEmbeddingBase",
     X: Any,
     y: str | Sequence[str],
     sample_weight: str | None,
     cache_dir: str | os.PathLike | None,
-) -> tuple[Any, ...]:
-    """The arguments of `embedkit.learning.fit.learn` for rows in files.
+) -> "Task":
+    """What an estimator is to learn from rows in files.
 
     Rows that are few enough to be sorted are read at once: what comes of them is what comes of the same rows
     in memory, to the last bit.
     """
+    from embedkit.learning.learned import Task
     from embedkit.learning.numeric import MAX_SORTED_ROWS
     from embedkit.learning.streaming import scan_heads, target_column
 
@@ -81,14 +84,14 @@ def prepare_stream(
         targets = pa.table({name: target_column(rows, name) for name in stream.targets}).to_pandas()
         weights = None if sample_weight is None else weight_column(rows, sample_weight)
         features = rows.select(stream.empty.column_names)
-        return prepare_rows(estimator, features, targets[y] if isinstance(y, str) else targets, weights)
+        return task_of_rows(estimator, features, targets[y] if isinstance(y, str) else targets, weights)
     columns = stream.empty
     _check_feature_names(estimator, columns, reset=True)
     _check_n_features(estimator, columns, reset=True)
     estimator._single = isinstance(y, str)
     roles = _roles(estimator, columns, named=True)
     heads = scan_heads(stream, estimator._target_type())
-    return stream, roles, heads, None, None, estimator._settings()
+    return Task(stream, roles, heads, None, None, estimator._settings())
 
 
 def open_dataset(location: str | os.PathLike) -> "Dataset":

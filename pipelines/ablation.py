@@ -144,9 +144,10 @@ class PlainTraining:
 
 def learn_plainly(estimator: Estimator, X: pd.DataFrame, y: np.ndarray) -> None:
     """Fit an estimator by the plain recipe, and leave what it learned where embedkit's own training does."""
-    *inputs, settings = estimator._prepare(X, y, None)
+    task = estimator._task(X, y, None)
+    settings = task.settings
     torch.manual_seed(settings.seed)
-    preparation = prepare(*inputs, settings)
+    preparation = prepare(task)
     training = PlainTraining(preparation, settings)
     finder = range_test(replace(preparation, trainer=training), settings)
     steps_per_epoch = training.steps_per_epoch

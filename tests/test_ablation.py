@@ -68,8 +68,9 @@ def test_the_plain_recipe_learns_and_unknown_is_the_mean(sales: ablation.Problem
 
 def test_embedkits_network_predicts_what_the_plain_one_does(sales: ablation.Problem) -> None:
     estimator, _ = ablation.learn(ablation.STEPS[0], sales, seed=0)
-    *inputs, settings = estimator._prepare(sales.X_train, sales.y_train, None)
-    preparation = ablation.prepare(*inputs, settings)
+    task = estimator._task(sales.X_train, sales.y_train, None)
+    settings = task.settings
+    preparation = ablation.prepare(task)
     training = ablation.PlainTraining(preparation, settings)
     weights = estimator._learned.weights
     state = training.network.state_dict()
@@ -84,11 +85,12 @@ def test_embedkits_network_predicts_what_the_plain_one_does(sales: ablation.Prob
 
 def test_the_range_test_leaves_the_plain_training_as_it_was(sales: ablation.Problem) -> None:
     estimator = ablation.EntityEmbeddingRegressor(sales.categorical, random_state=0, device="cpu")
-    *inputs, settings = estimator._prepare(sales.X_train, sales.y_train, None)
+    task = estimator._task(sales.X_train, sales.y_train, None)
+    settings = task.settings
     losses = []
     for tested in (False, True):
         torch.manual_seed(0)
-        preparation = ablation.prepare(*inputs, settings)
+        preparation = ablation.prepare(task)
         training = ablation.PlainTraining(preparation, settings)
         training.step(0.01)
         if tested:

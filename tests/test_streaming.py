@@ -28,7 +28,7 @@ from embedkit.errors import OutputError
 from embedkit.frames import Roles, to_table
 from embedkit.learning import numeric as numeric_module
 from embedkit.learning import stored_rows, streaming
-from embedkit.learning.learned import Settings
+from embedkit.learning.learned import Settings, Task
 from embedkit.learning.numeric import NumericInputs, RunningMoments
 from embedkit.learning.prepare import prepare
 from embedkit.learning.stored_rows import RowWriter
@@ -96,9 +96,9 @@ def test_codes_and_inputs_are_those_of_the_table_in_memory(
     y = rows["sales"].to_numpy()[:, None]
     heads = make_heads(y, ["sales"], "auto", weights)
     settings = Settings(max_epochs=1, **limits)
-    expected = prepare(to_table(rows), roles, heads, y, weights, settings)
+    expected = prepare(Task(to_table(rows), roles, heads, y, weights, settings))
     stream = stream_of(folder, "sales", weight=weight)
-    found = prepare(stream, roles, scan_heads(stream, "auto"), None, None, settings)
+    found = prepare(Task(stream, roles, scan_heads(stream, "auto"), None, None, settings))
     for a, b in zip(expected.vocabularies, found.vocabularies, strict=True):
         assert a.categories.equals(b.categories)
         assert a.counts.dtype == b.counts.dtype

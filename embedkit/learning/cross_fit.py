@@ -14,14 +14,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from embedkit.frames import numeric_block
 from embedkit.learning.axes import outer
 from embedkit.learning.data import Rows
 from embedkit.learning.derivatives import derivatives
-from embedkit.learning.learned import Learned, Settings
+from embedkit.learning.learned import Learned, Settings, Task
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import build
 from embedkit.learning.targets import encode_targets
@@ -88,11 +87,12 @@ class Evidence:
         return result.numpy()
 
 
-def coded_rows(learned: Learned, table: pa.Table, targets: np.ndarray, weights: np.ndarray | None) -> Rows:
-    """Rows as the network sees them, in their own order."""
-    weights = np.ones(table.num_rows) if weights is None else weights
+def coded_rows(learned: Learned, task: Task) -> Rows:
+    """Rows of a table as the network sees them, in their own order."""
+    table = task.table
+    weights = np.ones(table.num_rows) if task.sample_weight is None else task.sample_weight
     codes = encode_columns([part.vocabulary for part in learned.tables], table)
-    encoded = encode_targets(learned.heads, targets, weights > 0)
+    encoded = encode_targets(learned.heads, task.targets, weights > 0)
     numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
     parts = (codes, numeric.astype(np.float32), encoded, weights.astype(np.float32))
     return Rows(*map(torch.as_tensor, parts))

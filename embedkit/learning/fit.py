@@ -2,27 +2,23 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from embedkit.columns import EmbeddingTable
-from embedkit.frames import Roles
 from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer_blocks
 from embedkit.learning.checkpoint import Checkpoint, fingerprint_of
-from embedkit.learning.learned import History, Learned, Projection, Settings
+from embedkit.learning.learned import History, Learned, Projection, Settings, Task
 from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.lr_finder import LRFinderResult, find_lr
 from embedkit.learning.network import weights_of
 from embedkit.learning.prepare import Preparation, prepare
 from embedkit.learning.ranks import ranks
 from embedkit.learning.schedules import make_schedule
-from embedkit.learning.streaming import Stream
-from embedkit.learning.targets import Head
 from embedkit.vocabulary import Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
@@ -33,30 +29,13 @@ AUTO_LR_ITERATIONS = 200
 
 
 def learn(
-    table: pa.Table | Stream,
-    roles: Roles,
-    heads: Sequence[Head],
-    y: np.ndarray | None,
-    sample_weight: np.ndarray | None,
-    settings: Settings,
-    *,
-    checkpoint: str | os.PathLike | None = None,
-    checkpoint_seconds: float = 60.0,
+    task: Task, *, checkpoint: str | os.PathLike | None = None, checkpoint_seconds: float = 60.0
 ) -> Learned:
     """Learn vectors for the categorical columns of a table.
 
     Parameters
     ----------
-    table : pa.Table of n_rows rows, or Stream
-        A stream has its own targets and weights: `y` and `sample_weight` are None.
-    roles : Roles
-        What its columns are for.
-    heads : sequence of Head
-    y : ndarray of shape (n_rows, n_heads)
-        Targets as given.
-    sample_weight : ndarray of shape (n_rows,) or None
-        How many rows each row stands for.
-    settings : Settings
+    task : Task
     checkpoint : path, optional
         Directory to write checkpoints to; if it holds one of this training, it goes on from there.
     checkpoint_seconds : float, default=60.0
@@ -75,8 +54,9 @@ def learn(
     OutOfMemoryError
         If not even a few rows at a time fit into memory.
     """
+    settings = task.settings
     with _own_random_state(settings.seed):
-        preparation = prepare(table, roles, heads, y, sample_weight, settings)
+        preparation = prepare(task)
         saved, finder, max_lr = None, None, settings.max_lr
         if checkpoint is not None:
             saved = Checkpoint(checkpoint, fingerprint_of(preparation, settings), checkpoint_seconds)
@@ -94,19 +74,10 @@ def learn(
         return _harvest(preparation, history, finder, max_lr, settings)
 
 
-def find_learning_rate(
-    table: pa.Table | Stream,
-    roles: Roles,
-    heads: Sequence[Head],
-    y: np.ndarray | None,
-    sample_weight: np.ndarray | None,
-    settings: Settings,
-    **sweep: Any,
-) -> LRFinderResult:
+def find_learning_rate(task: Task, **sweep: Any) -> LRFinderResult:
     """Run the range test on the training that `learn` would do; `sweep` goes to `find_lr`."""
-    with _own_random_state(settings.seed):
-        preparation = prepare(table, roles, heads, y, sample_weight, settings)
-        return range_test(preparation, settings, **sweep)
+    with _own_random_state(task.settings.seed):
+        return range_test(prepare(task), task.settings, **sweep)
 
 
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:

@@ -1,17 +1,23 @@
 """What goes into learning and what comes out of it: plain numbers and arrays, readable without torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedkit.columns import EmbeddingTable, NumericColumn
 from embedkit.errors import InputError
+from embedkit.frames import Roles
 from embedkit.learning.lr_finder import LRFinderResult
 from embedkit.learning.numeric import NUMERIC_OUTPUTS, NumericInputs
 from embedkit.learning.targets import Head
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embedkit.learning.streaming import Stream
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -88,6 +94,43 @@ def _is_number(value: Any) -> bool:
 def _check_count(name: str, value: Any, least: int = 1) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be learned, checked.
+
+    Attributes
+    ----------
+    table : pa.Table of n_rows rows, or Stream
+        A stream has its own targets and weights: `targets` and `sample_weight` are None.
+    roles : Roles
+        What its columns are for.
+    heads : tuple of Head
+    targets : ndarray of shape (n_rows, n_heads) or None
+        As given.
+    sample_weight : float64 array of shape (n_rows,) or None
+        How many rows each row stands for.
+    settings : Settings
+    """
+
+    table: "pa.Table | Stream"
+    roles: Roles
+    heads: tuple[Head, ...]
+    targets: np.ndarray | None
+    sample_weight: np.ndarray | None
+    settings: Settings
+
+    def take(self, rows: np.ndarray, settings: Settings) -> "Task":
+        """To learn from some rows of a table, given by their positions, with other settings."""
+        weights = None if self.sample_weight is None else self.sample_weight[rows]
+        return replace(
+            self,
+            table=self.table.take(rows),
+            targets=self.targets[rows],
+            sample_weight=weights,
+            settings=settings,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from itertools import compress
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from embedkit.errors import InputError
-from embedkit.frames import Roles, numeric_block
+from embedkit.frames import numeric_block
 from embedkit.learning.data import Rows, hold_out, make_rows
 from embedkit.learning.group import Group, join_group
-from embedkit.learning.learned import NetworkShape, Settings
+from embedkit.learning.learned import NetworkShape, Settings, Task
 from embedkit.learning.network import EntityEmbeddingNetwork, embedding_dims
 from embedkit.learning.numeric import NumericInputs
 from embedkit.learning.streaming import Stream, scan_columns, store_rows
@@ -62,93 +61,64 @@ class Coded:
     watch: Rows | None
 
 
-def prepare(
-    table: pa.Table | Stream,
-    roles: Roles,
-    heads: Sequence[Head],
-    y: np.ndarray | None,
-    sample_weight: np.ndarray | None,
-    settings: Settings,
-) -> Preparation:
+def prepare(task: Task) -> Preparation:
     """Vocabularies, codes, network and optimizers, ready for the first step."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    group = join_group(settings.device)
-    device = choose_device(settings.device)
-    if isinstance(table, Stream):
-        coded = _code_stream(table, roles, heads, settings, device, generator)
-    else:
-        coded = _code_table(table, roles, heads, y, sample_weight, settings, device, generator)
-    return _assemble(coded, roles, heads, settings, device, generator, group)
+    generator = torch.Generator().manual_seed(task.settings.seed)
+    group = join_group(task.settings.device)
+    device = choose_device(task.settings.device)
+    code = _code_stream if isinstance(task.table, Stream) else _code_table
+    return _assemble(task, code(task, device, generator), device, generator, group)
 
 
-def _code_table(
-    table: pa.Table,
-    roles: Roles,
-    heads: Sequence[Head],
-    y: np.ndarray,
-    sample_weight: np.ndarray | None,
-    settings: Settings,
-    device: torch.device,
-    generator: torch.Generator,
-) -> Coded:
-    weights = np.ones(table.num_rows) if sample_weight is None else sample_weight
+def _code_table(task: Task, device: torch.device, generator: torch.Generator) -> Coded:
+    table, roles, settings = task.table, task.roles, task.settings
+    weights = np.ones(table.num_rows) if task.sample_weight is None else task.sample_weight
     vocabularies = tuple(
         Vocabulary.fit(
             table[name],
             name,
             min_frequency=settings.min_frequency,
             max_categories=settings.max_categories,
-            sample_weight=sample_weight,
+            sample_weight=task.sample_weight,
         )
         for name in roles.categorical
     )
     codes = encode_columns(vocabularies, table)
     block = numeric_block(table, roles.numeric)
     inputs = NumericInputs.fit(block, roles.numeric, weights)
-    targets = encode_targets(heads, y, weights > 0)
+    targets = encode_targets(task.heads, task.targets, weights > 0)
     rows, watch = make_rows(codes, inputs.transform(block), targets, weights).to(device), None
     if settings.early_stopping:
         rows, watch = hold_out(rows, settings.validation_fraction, generator)
     return Coded(vocabularies, inputs, float(weights.sum()), rows, watch)
 
 
-def _code_stream(
-    stream: Stream,
-    roles: Roles,
-    heads: Sequence[Head],
-    settings: Settings,
-    device: torch.device,
-    generator: torch.Generator,
-) -> Coded:
-    vocabularies, inputs, total = scan_columns(stream, roles, settings)
+def _code_stream(task: Task, device: torch.device, generator: torch.Generator) -> Coded:
+    settings = task.settings
+    vocabularies, inputs, total = scan_columns(task.table, task.roles, settings)
     held_out = settings.validation_fraction if settings.early_stopping else 0.0
-    rows, watch = store_rows(stream, vocabularies, inputs, heads, device, held_out, generator)
+    rows, watch = store_rows(task.table, vocabularies, inputs, task.heads, device, held_out, generator)
     if device.type == "cuda" and len(rows) * rows.row_bytes < GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
         rows = rows.take(slice(None))  # all of it at once: from here on it is like any table
     return Coded(vocabularies, inputs, total, rows, watch)
 
 
 def _assemble(
-    coded: Coded,
-    roles: Roles,
-    heads: Sequence[Head],
-    settings: Settings,
-    device: torch.device,
-    generator: torch.Generator,
-    group: Group | None,
+    task: Task, coded: Coded, device: torch.device, generator: torch.Generator, group: Group | None
 ) -> Preparation:
+    settings, heads, features = task.settings, task.heads, task.roles.categorical
     vocabularies, inputs, total, rows = coded.vocabularies, coded.inputs, coded.total, coded.rows
     if group is not None:
         group.check_same(len(rows), "the number of rows")
     sizes = [vocabulary.num_embeddings for vocabulary in vocabularies]
     shape = NetworkShape(
         num_embeddings=tuple(sizes),
-        embedding_dims=embedding_dims(roles.categorical, sizes, settings.embedding_dim),
+        embedding_dims=embedding_dims(features, sizes, settings.embedding_dim),
         n_numeric=inputs.width,
         hidden_layer_sizes=tuple(settings.hidden_layer_sizes),
         n_outputs=sum(head.n_outputs for head in heads),
     )
-    _check_names(roles.categorical, shape.embedding_dims, inputs, settings.numeric)
+    _check_names(features, shape.embedding_dims, inputs, settings.numeric)
     network = EntityEmbeddingNetwork(shape, settings.dropout, settings.embedding_dropout).to(device)
     priors = tuple(float(settings.shrinkage) * vocabulary.cardinality / total for vocabulary in vocabularies)
     trainer = Trainer(
@@ -164,7 +134,7 @@ def _assemble(
         group=group,
     )
     counts = tuple(_trained_counts(vocabulary, total, settings) for vocabulary in vocabularies)
-    return Preparation(vocabularies, inputs, tuple(heads), counts, priors, trainer, coded.watch, generator)
+    return Preparation(vocabularies, inputs, heads, counts, priors, trainer, coded.watch, generator)
 
 
 def _check_names(features: Sequence[str], widths: Sequence[int], inputs: NumericInputs, numeric: str) -> None:
