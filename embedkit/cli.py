@@ -122,7 +122,7 @@ def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any)
 @click.argument("feature", required=False)
 @click.option("--neighbors", metavar="CATEGORY", help="List the categories nearest to this one.")
 @click.option("--worst", metavar="DATA", help="List the rows and categories of a file predicted worst.")
-@click.option("--target", type=NAMES, default="", help="Of --worst.  [default: what was learned]")
+@click.option("--target", type=NAMES, default="", help="Target for --worst.  [default: what was learned]")
 @click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="How many neighbours.")
 @click.option("--rows", type=click.IntRange(1), default=20, show_default=True, help="How many rows.")
 @click.option("--version", help="Version of the set.  [default: the current one]")
@@ -147,6 +147,8 @@ def inspect(
       embedkit inspect stores.embedkit Store --neighbors 262
       embedkit inspect stores.embedkit --worst test.parquet --target Sales
     """
+    if target and worst is None:
+        raise click.UsageError("--target is for --worst: embedkit inspect STORE --worst DATA --target y")
     if worst is not None:
         click.echo(console.worst(store, version, worst, target, rows))
         return
@@ -334,20 +336,24 @@ def transform(config: str | None, no_partitions: bool, **settings: Any) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path())
-def verify(store: str) -> None:
-    """Check every file of a stored set.
+@click.argument("path", type=click.Path())
+def verify(path: str) -> None:
+    """Check every file of a stored set, or of the output of transform.
 
     Each is compared with its SHA-256; the exit code is 1 if there is a problem.
 
     \b
-    Example:
+    Examples:
       embedkit verify stores.embedkit
+      embedkit verify features.parquet
     """
-    problems = embedkit.verify(store)
+    from embedkit.serving.output import MANIFEST, verify_output
+
+    is_output = os.path.exists(os.path.join(path, MANIFEST))
+    problems = verify_output(path) if is_output else embedkit.verify(path)
     if problems:
         raise click.ClickException("\n".join(problems))
-    click.echo(f"{store} is sound.")
+    click.echo(f"{path} is sound.")
 
 
 @main.command()

@@ -150,10 +150,12 @@ class EmbeddingTable:
         Raises
         ------
         InputError
-            If the value is not a category.
+            If the value is not a category, or `k` is less than 1.
         """
         import pandas as pd
 
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
         (code,) = self.encode(pa.array([value], from_pandas=True))
         labels = self.vocabulary.labels()
         if code == UNKNOWN:

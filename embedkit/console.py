@@ -1,7 +1,6 @@
 """What the commands share: kinds of options, errors in one line, and what is printed."""
 
 import errno
-import os
 import shlex
 import sys
 import textwrap
@@ -211,7 +210,10 @@ def worst(store: str, version: str | None, data: str, target: Sequence[str], lim
     predictor = load_predictor(store, version)
     names = [head["name"] for head in predictor.embeddings_.metadata["heads"]]
     rows = files.read_training(
-        data, target or names, columns=predictor.embeddings_.metadata["feature_names_in"]
+        data,
+        target or names,
+        columns=predictor.embeddings_.metadata["feature_names_in"],
+        types={feature: table.categories.type for feature, table in predictor.embeddings_.items()},
     )
     lines = ["Rows with the highest loss:", _frame(predictor.top_losses(rows.X, rows.y, limit))]
     lines += ["Categories that cost the most above the average:"]
@@ -235,8 +237,10 @@ def drift_summary(changes: "pd.DataFrame", limit: int) -> str:
 
 
 def threads() -> int:
-    """How many threads models may use: what --threads has left in the environment, or all."""
-    return int(os.environ.get("OMP_NUM_THREADS", -1))
+    """How many threads models may use: those of --threads, or all."""
+    import pyarrow as pa
+
+    return pa.cpu_count()
 
 
 def on_terminal(quiet: bool) -> bool:

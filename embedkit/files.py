@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedkit import store
 from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean, require
-from embedkit.frames import is_index, type_family, weight_column
+from embedkit.frames import is_index, plain_table, type_family, weight_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,14 +93,16 @@ class TrainingData:
         return EntityEmbeddingEncoder(target_type=task, **parameters)
 
 
-def read_table(path: str | os.PathLike) -> pa.Table:
+def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
     """Read a CSV or Parquet file.
 
     Parameters
     ----------
     path : path
         A file whose name ends in ``.parquet``, ``.csv`` or ``.csv.gz``, or a directory of Parquet files.
-        Empty cells of a CSV file are missing values.
+        Empty cells of a CSV file, and the usual marks (NA, NULL, nan), are missing values.
+    types : dict of str to pa.DataType, optional
+        Types of columns of a CSV file; by default those that their cells suggest.
 
     Returns
     -------
@@ -118,7 +120,7 @@ def read_table(path: str | os.PathLike) -> pa.Table:
     if not (is_csv or path.is_dir() or path.suffix.lower() == ".parquet"):
         raise InputError(f"{path} is of an unknown kind: give a file named .csv, .csv.gz or .parquet")
     try:
-        table = _read_csv(path) if is_csv else _read_parquet(path)
+        table = _read_csv(path, types or {}) if is_csv else _read_parquet(path)
     except (pa.ArrowException, OSError, EOFError) as error:
         kind = "CSV" if is_csv else "Parquet"
         reason = (str(error) or type(error).__name__).partition("\n")[0]
@@ -138,12 +140,13 @@ def read_training(
     drop: Sequence[str] = (),
     weight: str | None = None,
     skip_missing_target: bool = False,
+    types: Mapping[str, pa.DataType] | None = None,
 ) -> TrainingData:
     """Read rows to learn from.
 
     Parameters
     ----------
-    path : path
+    path, types
         See `read_table`.
     target : sequence of str
         What is to be predicted: one column or several.
@@ -168,7 +171,7 @@ def read_training(
     InputError
         If the file cannot be read, lacks a column, or has weights that are no weights.
     """
-    table = read_table(path)
+    table = read_table(path, types)
     used = _used_columns(path, table, target, columns, categorical, drop, weight)
     table = _with_target(path, table, target, skip_missing_target)
     return TrainingData(
@@ -321,18 +324,24 @@ def check_writable(path: str | os.PathLike) -> None:
         raise OutputError(f"cannot write to {path}: {error.strerror} ({existing})") from error
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     from pyarrow import csv
 
-    return csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+    return csv.read_csv(
+        path,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=types),
+    )
 
 
 def _read_parquet(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
+    from embedkit.inputs import open_dataset
+
     if path.is_file():
-        _check_unique(path, pq.read_schema(path).names)  # read_table fails on these, and does not say why
-    return pq.read_table(path)
+        _check_unique(path, pq.read_schema(path).names)  # a dataset fails on these, and does not say why
+    return plain_table(open_dataset(path).to_table())
 
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:

@@ -32,8 +32,8 @@ class Roles:
 
 
 def is_index(name: str) -> bool:
-    """Whether a column of a Parquet file is the index, without a name, of the pandas frame it came from."""
-    return re.fullmatch(r"__index_level_\d+__", name) is not None
+    """Whether a column of a file is an unnamed pandas index: ``__index_level_0__``, in CSV without a name."""
+    return name == "" or re.fullmatch(r"__index_level_\d+__", name) is not None
 
 
 def is_array(X: Any) -> bool:
@@ -88,8 +88,25 @@ def to_table(
         raise InputError(f"the data lacks column(s) {missing}{hint}: expected {list(wanted)}")
     _check_names([name for name in names if name in frozenset(wanted)])
     as_strings = frozenset(as_strings)
-    arrays = [_text(read(names.index(name), name in as_strings), name) for name in wanted]
+    arrays = []
+    for name in wanted:
+        try:
+            arrays.append(_text(read(names.index(name), name in as_strings), name))
+        except (pa.ArrowException, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"column {name!r} cannot be read ({reason}): cast it to numbers or text"
+            ) from error
     return pa.table(arrays, names=list(wanted))
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """Columns as `to_table` has them, no dictionary of which has a null: keys of directories have."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and any(c.dictionary.null_count for c in table[i].chunks):
+            plain = pa.chunked_array([chunk.dictionary_decode() for chunk in table[i].chunks])
+            table = table.set_column(i, field.name, plain.dictionary_encode())
+    return to_table(table)
 
 
 def to_column(values: Any, name: str, *, as_strings: bool = False) -> pa.Array | pa.ChunkedArray:
@@ -160,6 +177,10 @@ def column_roles(
                 f"categorical_features must be 'from_dtype' or a list of names, got {categorical_features=}"
             )
         categorical_features = ()
+    if not np.iterable(categorical_features):
+        raise InputError(
+            f"categorical_features must be 'from_dtype' or a list of names, got {categorical_features=}"
+        )
     missing = [name for name in categorical_features if name not in table.column_names]
     if missing:
         hint = did_you_mean(map(str, missing), table.column_names)
@@ -382,10 +403,13 @@ def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _text(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
     """Bytes that are UTF-8 are text."""
-    types = pa.types
-    if not (types.is_binary(column.type) or types.is_large_binary(column.type)):
+    types, text = pa.types, pa.string()
+    values = column.type
+    if types.is_dictionary(values):
+        text, values = pa.dictionary(values.index_type, text), values.value_type
+    if not (types.is_binary(values) or types.is_large_binary(values)):
         return column
     try:
-        return column.cast(pa.string())
+        return column.cast(text)
     except pa.ArrowInvalid as error:
         raise InputError(f"column {name!r} holds bytes that are not UTF-8 text: decode or drop it") from error

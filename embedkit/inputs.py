@@ -11,7 +11,7 @@ import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import Roles, column_roles, is_index, weight_column
+from embedkit.frames import Roles, column_roles, is_index, plain_table, type_family, weight_column
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 
 def has_names(X: Any) -> bool:
     """Whether X is a frame whose columns have names; as in scikit-learn, numbers are no names."""
-    columns = X.column_names if isinstance(X, pa.Table) else getattr(X, "columns", ())
+    columns = X.schema.names if isinstance(X, (pa.Table, pa.RecordBatch)) else getattr(X, "columns", ())
     return any(isinstance(name, str) for name in columns)
+
+
+def has_types(X: Any, table: pa.Table) -> bool:
+    """Whether the types of the columns say which are categorical.
+
+    They do in a frame, unless its columns have no names and are all numbers: that is as good as an array.
+    """
+    families = map(type_family, table.schema.types)
+    return has_names(X) or (hasattr(X, "columns") and any(family != "number" for family in families))
 
 
 def is_stream(X: Any) -> bool:
@@ -56,7 +65,7 @@ def task_of_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight
         raise InputError(
             f"at least 2 rows are needed to learn from, found {table.num_rows} sample (1 sample)"
         )
-    roles = _roles(estimator, table, named=has_names(X))
+    roles = _roles(estimator, table, typed=has_types(X, table))
     weights = estimator._weights(sample_weight, table.num_rows)
     heads = make_heads(targets, names, estimator._target_type(), weights)
     return Task(table, roles, heads, targets, weights, estimator._settings())
@@ -89,7 +98,7 @@ def task_of_stream(
     _check_feature_names(estimator, columns, reset=True)
     _check_n_features(estimator, columns, reset=True)
     estimator._single = isinstance(y, str)
-    roles = _roles(estimator, columns, named=True)
+    roles = _roles(estimator, columns, typed=True)
     heads = scan_heads(stream, estimator._target_type())
     return Task(stream, roles, heads, None, None, estimator._settings())
 
@@ -181,8 +190,6 @@ def make_stream(
 
 def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
     """All columns of all rows, if these are not too many."""
-    from embedkit.learning.streaming import plain_table
-
     try:
         if stream.dataset.count_rows() > max_rows:
             return None
@@ -192,10 +199,10 @@ def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
         raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error
 
 
-def _roles(estimator: "EntityEmbeddingBase", table: pa.Table, *, named: bool) -> Roles:
-    """What the columns are for; those of an array, which have no names, are all categorical."""
+def _roles(estimator: "EntityEmbeddingBase", table: pa.Table, *, typed: bool) -> Roles:
+    """What the columns are for; those of an array are all categorical."""
     categorical = estimator.categorical_features
-    if not named and isinstance(categorical, str) and categorical == "from_dtype":
+    if not typed and isinstance(categorical, str) and categorical == "from_dtype":
         return Roles(tuple(table.column_names), ())
     roles = column_roles(table, categorical)
     if not roles.categorical:

@@ -25,6 +25,8 @@ class FrameMixin:
         """
         if not reset:
             as_strings = self.embeddings_.text_features
+        if isinstance(X, pa.RecordBatch):
+            X = pa.Table.from_batches([X])
         if has_names(X):
             # Before scikit-learn sees it, whose error on repeated names has many lines.
             table = to_table(X, as_strings=as_strings)

@@ -16,6 +16,8 @@ MISSING = 0
 UNKNOWN = 1
 #: Code of the first category.
 FIRST = 2
+# From here on a float stands for several whole numbers.
+EXACT_FLOATS = 2.0**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,7 @@ class Vocabulary:
         column : Arrow array of n_rows values
             Integers, floats and decimals may stand for one another where no value changes, dates for
             timestamps likewise; any other change of type is an error. A column of nulls is always accepted.
+            Integers and decimals too large for what was learned are unknown.
 
         Returns
         -------
@@ -154,8 +157,8 @@ class Vocabulary:
         values, rows = _factorize(column, self.feature)
         codes = np.full(len(values) + 1, MISSING, dtype=np.int32)
         if values.null_count < len(values):
-            values = self._as_learned(values)
-            found = _positions(values, self.categories)
+            values, categories = self._comparable(values)
+            found = _positions(values, categories)
             codes[:-1] = np.where(found < 0, UNKNOWN, found + FIRST)
             codes[:-1][is_null(values)] = MISSING
         return codes.take(rows)
@@ -180,11 +183,13 @@ class Vocabulary:
         """Name every code for display: ``"(missing)"``, ``"(unknown)"``, then the categories as text."""
         return ["(missing)", "(unknown)", *map(str, self.categories.to_pylist())]
 
-    def _as_learned(self, values: pa.Array) -> pa.Array:
-        """Cast values to the type that was learned, if no value changes by it."""
+    def _comparable(self, values: pa.Array) -> tuple[pa.Array, pa.Array]:
+        """Values and categories in one type, that which was learned if no value changes by it."""
         learned, found = self.categories.type, values.type
         if not len(self.categories):
-            return values  # an empty vocabulary knows no value, whatever its type
+            return values, self.categories  # an empty vocabulary knows no value, whatever its type
+        if (common := _exact_type(values, learned)) is not None:
+            return values.cast(common), self.categories.cast(common)
         # Arrow reads a time without a zone as UTC, which nobody has said.
         same_clock = (getattr(found, "tz", None) is None) == (getattr(learned, "tz", None) is None)
         detail = ""
@@ -192,10 +197,11 @@ class Vocabulary:
             try:
                 # Floats first lose their NaN, which no other type can hold.
                 values = _canonical(values, self.feature)
+                self._check_precision(values)
                 cast = values.cast(learned)
                 # Arrow drops the time of day without a word where a time becomes a date.
                 if type_family(learned) != "time" or cast.cast(values.type).equals(values):
-                    return _canonical(cast, self.feature)
+                    return _canonical(cast, self.feature), self.categories
                 detail = " (the time of day would be lost)"
             except pa.ArrowException as error:
                 detail = " ({})".format(str(error).partition("\n")[0])
@@ -203,6 +209,35 @@ class Vocabulary:
             f"column {self.feature!r} was {learned} when learned, "
             f"is {found} now{detail}: cast it to {learned}"
         )
+
+    def _check_precision(self, values: pa.Array) -> None:
+        """Raise InputError where whole numbers arrive as floats that stand for their neighbours too."""
+        if not (pa.types.is_floating(values.type) and pa.types.is_integer(self.categories.type)):
+            return
+        ends = [abs(category.as_py()) for category in (self.categories[0], self.categories[-1])]
+        largest = pc.max(pc.abs(values)).as_py()
+        if max(ends) >= EXACT_FLOATS and largest is not None and largest >= EXACT_FLOATS:
+            raise InputError(
+                f"column {self.feature!r} was {self.categories.type} when learned, and now holds floats such "
+                f"as {largest:.17g}, which stand for several whole numbers: read it as integers (Int64 in "
+                "pandas, where values are missing)"
+            )
+
+
+def _exact_type(values: pa.Array, learned: pa.DataType) -> pa.DataType | None:
+    """A decimal type that holds both values and categories, where one of them cannot hold the other."""
+    found, types = values.type, pa.types
+    if not all(types.is_integer(dtype) or types.is_decimal(dtype) for dtype in (found, learned)):
+        return None
+    if types.is_integer(found) and types.is_integer(learned):
+        needed = types.is_uint64(found) and pc.max(values).as_py() > np.iinfo(np.int64).max
+    else:
+        needed = found != learned
+    if not needed:
+        return None
+    digits = [(20, 0) if types.is_integer(t) else (t.precision - t.scale, t.scale) for t in (found, learned)]
+    before, after = (max(part) for part in zip(*digits, strict=True))
+    return pa.decimal256(min(before + after, 76), after)
 
 
 def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Array, np.ndarray]:

@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -27,6 +28,7 @@ from embedkit import (
     PretrainedEmbeddingEncoder,
     StoreError,
     cli,
+    files,
     store,
 )
 
@@ -99,6 +101,39 @@ def test_a_category_missing_in_the_data(shops: pa.Table, tmp_path: Path) -> None
     assert message(InputError, encoder(categorical_features=["shp"]).fit, *frame(shops)) == expected
     line = fit_file(shops, tmp_path, "--target", "sales", "--categorical", "shp")
     assert "has no column 'shp' (did you mean 'shop'?), which categorical names" in line
+
+
+def test_files_of_a_directory_may_differ_in_their_columns(shops: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    pq.write_table(shops, tmp_path / "rows" / "a.parquet")
+    pq.write_table(shops.append_column("extra", shops["distance"]), tmp_path / "rows" / "b.parquet")
+    (tmp_path / "rows" / "_notes.txt").write_text("not rows")
+    read = files.read_training(tmp_path / "rows", ["sales"])
+    streamed = files.open_training(str(tmp_path / "rows"), ["sales"], stream=True)
+    assert read.X.column_names == ["shop", "town", "open", "distance", "extra"]
+    assert set(streamed.X.schema.names) == {*read.X.column_names, "sales"}
+    assert read.X["extra"].null_count == 240
+
+
+def test_missing_keys_of_directories_are_read(shops: pa.Table, tmp_path: Path) -> None:
+    ds.write_dataset(
+        shops, tmp_path / "rows", format="parquet", partitioning=["town"], partitioning_flavor="hive"
+    )
+    read = files.read_training(tmp_path / "rows", ["sales"])
+    assert read.X["town"].null_count == shops["town"].null_count == 12
+    assert sorted(read.X["shop"].to_pylist()) == sorted(shops["shop"].to_pylist())
+
+
+def test_the_index_column_of_a_csv_file_is_not_learned_from(shops: pa.Table, tmp_path: Path) -> None:
+    shops.to_pandas().to_csv(tmp_path / "rows.csv")
+    read = files.read_training(tmp_path / "rows.csv", ["sales"])
+    assert read.X.column_names == ["shop", "town", "open", "distance"]
+
+
+def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("town,sales\n" + '"Bad\nHomburg",1.5\n' * 100_000)
+    read = files.read_training(tmp_path / "rows.csv", ["sales"])
+    assert set(read.X["town"].to_pylist()) == {"Bad\nHomburg"}
 
 
 @pytest.mark.parametrize("value", [7.5, 1, True, "yes"])

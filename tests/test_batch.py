@@ -331,6 +331,51 @@ def test_resume_does_lost_parts_again(
     assert verify_output(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("harm", ["unlink", "cut"])
+def test_a_finished_output_that_lost_a_part_is_not_taken_for_complete(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, harm: str
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out")
+    part = tmp_path / "out" / "part-000001.parquet"
+    whole = part.read_bytes()
+    part.unlink()
+    if harm == "cut":
+        part.write_bytes(whole[:-1])
+    with pytest.raises(OutputError, match=r"part-000001.parquet is gone or of another size; overwrite it"):
+        transform_dataset(embedding_set, source, tmp_path / "out", resume=True)
+    transform_dataset(embedding_set, source, tmp_path / "out", overwrite=True)
+    assert part.read_bytes() == whole
+
+
+def test_a_csv_file_of_the_same_size_with_another_cell_is_another_file(tmp_path: Path) -> None:
+    embedding_set = make_set(numerics=False).subset(["store"])
+    lines = b"store\n" + b"5\n" * 100_000
+    (tmp_path / "a.csv").write_bytes(lines)
+    transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out")
+    (tmp_path / "a.csv").write_bytes(lines.replace(b"5", b"6", 1))
+    with pytest.raises(OutputError, match="out exists"):
+        transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out", resume=True)
+
+
+def test_bytes_that_are_text_are_looked_up_as_text(tmp_path: Path, embedding_set: EmbeddingSet) -> None:
+    rows = make_rows(300)
+    as_bytes = rows.set_column(2, "state", rows["state"].cast(pa.binary()))
+    source = write_dataset(tmp_path / "in", as_bytes)
+    transform_dataset(embedding_set, source, tmp_path / "out", columns=["id"])
+    found = read(tmp_path / "out").drop_columns("id")
+    np.testing.assert_array_equal(
+        np.stack([c.to_numpy() for c in found], axis=1), embedding_set.transform(rows)
+    )
+
+
+def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
+    embedding_set = make_set(numerics=False).subset(["store"])
+    (tmp_path / "a.csv").write_text("store,note\n" + '5,"one\ntwo"\n' * 200_000)
+    summary = transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out")
+    assert summary.rows == 200_000
+    assert set(read(tmp_path / "out")["note"].to_pylist()) == {"one\ntwo"}
+
+
 def test_what_is_sent_with_every_unit_does_not_grow_with_the_dataset(
     tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

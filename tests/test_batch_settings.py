@@ -157,6 +157,49 @@ transform_dataset(make_set(), sys.argv[1], sys.argv[2], partition_by=["id"])
     assert "Too many open files; finished work is kept, allow more files (ulimit -n)" in done.stderr
 
 
+def test_only_the_output_of_a_job_is_overwritten(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    embedding_set.save(tmp_path / "set.embedkit")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    before = tree(tmp_path)
+    for output in ("set.embedkit", "notes"):
+        with pytest.raises(OutputError, match=f"{output} holds other files than those of a job: choose"):
+            transform_dataset(tmp_path / "set.embedkit", source, tmp_path / output, overwrite=True)
+    with pytest.raises(OutputError, match="file is a file: choose another output"):
+        transform_dataset(embedding_set, source, tmp_path / "file", overwrite=True)
+    assert tree(tmp_path) == before
+    (tmp_path / "empty").mkdir()
+    transform_dataset(embedding_set, source, tmp_path / "empty", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["_day", ".day"])
+def test_directories_that_nobody_would_read_are_refused(
+    tmp_path: Path, embedding_set: EmbeddingSet, name: str
+) -> None:
+    source = write_dataset(tmp_path / "in", make_rows(10).append_column(name, pa.array(range(10))))
+    with pytest.raises(
+        InputError, match=re.escape(f"partition_by names ['{name}']: readers of datasets skip")
+    ):
+        transform_dataset(embedding_set, source, tmp_path / "out", partition_by=[name])
+
+
+def test_values_too_long_for_a_directory_are_one_error(tmp_path: Path, embedding_set: EmbeddingSet) -> None:
+    rows = make_rows(10).append_column("long", pa.array(["x" * 300] * 10))
+    source = write_dataset(tmp_path / "in", rows)
+    with pytest.raises(OutputError, match="partition by a column with shorter values and resume"):
+        transform_dataset(embedding_set, source, tmp_path / "out", partition_by=["long"])
+
+
+def test_a_column_that_comes_twice_is_named(tmp_path: Path, embedding_set: EmbeddingSet) -> None:
+    rows = make_rows(10)
+    source = write_dataset(tmp_path / "in", rows.append_column("id", rows["id"]), files=1)
+    with pytest.raises(InputError, match=r"0.parquet has more than one column named \['id'\]"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+
+
 def test_an_existing_output_is_replaced_only_on_request(
     tmp_path: Path, source: Path, embedding_set: EmbeddingSet
 ) -> None:

@@ -329,6 +329,39 @@ def test_demo_hands_over_to_the_library(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert calls == [((str(tmp_path),), options)]
 
 
+def test_verify_looks_at_outputs_too(stored: Path, parquet_file: Path, tmp_path: Path) -> None:
+    run("transform", stored, parquet_file, tmp_path / "out", "-q")
+    assert run("verify", tmp_path / "out").output == f"{tmp_path / 'out'} is sound.\n"
+    part = next((tmp_path / "out").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    assert part.name in error_line("verify", tmp_path / "out")
+
+
+def test_the_worst_rows_of_a_csv_file_are_read_as_they_were_learned(tmp_path: Path) -> None:
+    rows = pa.table({"zip": ["01234", "04321"] * 50, "sales": np.arange(100.0) % 7})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    pacsv.write_csv(rows, tmp_path / "rows.csv")
+    run("fit", tmp_path / "rows.parquet", "--target", "sales", "--out", tmp_path / "s", "-q", *FAST)
+    found = run("inspect", tmp_path / "s", "--worst", tmp_path / "rows.csv").output
+    assert found == run("inspect", tmp_path / "s", "--worst", tmp_path / "rows.parquet").output
+    assert "01234" in found
+
+
+def test_options_that_would_do_nothing_are_refused(stored: Path, tmp_path: Path) -> None:
+    assert "--target is for --worst" in run("inspect", stored, "--target", "sales", code=2).stderr
+    line = error_line("export", stored, "--features", "distance", "--out", tmp_path / "out")
+    assert "there is no table to export: ['distance'] are numbers" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_hands_on_its_threads(parquet_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+    monkeypatch.setattr("embedkit.evaluate", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(pa, "cpu_count", lambda: 7)
+    run("evaluate", parquet_file, "--target", "sales", "-q")
+    assert given["n_jobs"] == 7
+
+
 def test_usage_errors_are_2(parquet_file: Path, tmp_path: Path) -> None:
     assert "Missing option '--target'" in run("fit", parquet_file, "--out", tmp_path / "s", code=2).stderr
     assert "No such command" in run("fti", code=2).stderr

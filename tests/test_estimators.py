@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import sklearn
 from sklearn.base import clone
@@ -224,6 +225,33 @@ def test_mixed_columns_stay_text_in_a_batch_that_is_not_mixed():
         np.testing.assert_array_equal(pretrained.fit_transform(batch), encoder.transform(mixed)[1:3])
 
 
+def test_a_record_batch_is_a_frame(shops):
+    X, y = shops
+    encoder = EntityEmbeddingEncoder(**FAST).fit(pa.RecordBatch.from_pandas(X, preserve_index=False), y)
+    assert encoder.feature_names_in_.tolist() == list(X.columns)
+    np.testing.assert_array_equal(encoder.transform(X), EntityEmbeddingEncoder(**FAST).fit(X, y).transform(X))
+    swapped = pa.RecordBatch.from_pandas(X[X.columns[::-1]], preserve_index=False)
+    with pytest.raises(ValueError, match="same order"):
+        encoder.transform(swapped)
+
+
+def test_columns_of_a_frame_without_names_are_what_their_types_say(shops):
+    X, y = shops
+    encoder = EntityEmbeddingEncoder(**FAST).fit(X.set_axis(range(X.shape[1]), axis=1), y)
+    named = EntityEmbeddingEncoder(**FAST).fit(X, y)
+    assert [f"x{X.columns.get_loc(name)}" for name in named.embeddings_] == list(encoder.embeddings_)
+    assert len(encoder.embeddings_.numerics) == len(named.embeddings_.numerics) == 1
+
+
+@pytest.mark.parametrize("far", [1e39, -1e300])
+def test_a_number_far_out_does_not_break_the_network(shops, far):
+    X, y = shops
+    model = EntityEmbeddingClassifier(**FAST).fit(X, y)
+    found = model.predict_proba(X.assign(area=far))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 def test_an_array_after_a_frame_has_the_columns_of_the_frame(shops):
     X, y = shops
@@ -302,6 +330,12 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("X", [{"city": np.array([1 + 2j, 3j])}, {"city": np.array([1, 2], np.longdouble)}])
+def test_a_column_that_arrow_cannot_hold_is_named(X):
+    with pytest.raises(InputError, match=r"column 'city' cannot be read .*: cast it to numbers or text"):
+        EntityEmbeddingEncoder(**FAST).fit(pd.DataFrame(X), [0, 1])
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_parameters_are_one_line_that_names_them(shops, name):
     X, y = shops
@@ -331,6 +365,11 @@ def test_a_name_that_would_come_out_twice_is_refused_before_the_training(shops, 
 def test_a_number_of_units_is_one_layer(shops):
     one = EntityEmbeddingEncoder(**{**FAST, "hidden_layer_sizes": 8}).fit(*shops)
     assert one._learned.shape.hidden_layer_sizes == (8,)
+
+
+def test_categorical_features_that_are_no_list(shops):
+    with pytest.raises(InputError, match="categorical_features must be 'from_dtype' or a list of names, got"):
+        EntityEmbeddingEncoder(None, **FAST).fit(*shops)
 
 
 def test_bad_data_is_one_line_that_names_it(shops):

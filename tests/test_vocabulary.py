@@ -273,6 +273,35 @@ def test_fit_refuses(column, settings, message):
         Vocabulary.fit(pa.array(column), "c", **settings)
 
 
+def test_whole_numbers_as_floats_must_be_exact():
+    vocabulary = Vocabulary.fit(pa.array([2**53 + 1, 2**53 + 2, 7]), "id")
+    assert vocabulary.encode(pa.array([7.0, None, 8.0])).tolist() == [2, 0, 1]
+    with pytest.raises(InputError, match=r"'id' was int64 .* floats such as 9007199254740992, .*Int64"):
+        vocabulary.encode(pa.array([7.0, 2.0**53, None]))
+    small = Vocabulary.fit(pa.array([1, 2]), "id")
+    assert small.encode(pa.array([2.0**60, 2.0])).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("learned", "now", "codes"),
+    [
+        (["1.50", "2.50"], ["10.00", "2.50", "2.5", None, "0.001"], [1, 3, 3, 0, 1]),
+        (["1000"], ["0.5", "1000", "1000.0"], [1, 2, 2]),
+    ],
+)
+def test_decimals_of_another_precision(learned, now, codes):
+    vocabulary = Vocabulary.fit(pa.array([Decimal(cell) for cell in learned]), "price")
+    cells = [None if cell is None else Decimal(cell) for cell in now]
+    assert vocabulary.encode(pa.array(cells)).tolist() == codes
+
+
+def test_integers_too_large_for_what_was_learned_are_unknown():
+    vocabulary = Vocabulary.fit(pa.array([1, 2]), "id")
+    assert vocabulary.encode(pa.array([2**64 - 1, 2, None], pa.uint64())).tolist() == [1, 3, 0]
+    prices = Vocabulary.fit(pa.array([Decimal("1.00"), Decimal("2.50")]), "price")
+    assert prices.encode(pa.array([1, 2])).tolist() == [2, 1]
+
+
 def test_integers_beyond_64_bits_are_refused():
     with pytest.raises(InputError, match=r"column 'c' does not fit .*: cast it to string"):
         Vocabulary.fit(pa.array([2**64 - 1], pa.uint64()), "c")

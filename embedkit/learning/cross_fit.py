@@ -28,7 +28,7 @@ from embedkit.vocabulary import UNKNOWN, encode_columns
 
 # A category that keeps a smaller share of its rows than this has lost them all.
 GONE = 1e-6
-SCALES = (0.25, 0.5, 1.0)
+SCALES = (1.0, 0.5, 0.25)
 HELD_OUT_BATCH = 1 << 16
 
 
@@ -169,38 +169,33 @@ def find_useless(learned: Learned, rows: Rows, features: Collection[str]) -> lis
     features : collection of str
         The columns in question.
     """
-    asked = [i for i, table in enumerate(learned.tables) if table.feature in features]
-    if not asked:
-        return []
     network = build(learned.shape, learned.weights).float()
     noise = torch.tensor(learned.noise)
     share = rows.weights / rows.weights.sum()
 
-    def gains(batch: Rows) -> torch.Tensor:
-        columns = network.lookup(batch.codes).split(learned.shape.embedding_dims, dim=1)
-
-        def losses(column: int, scale: float) -> torch.Tensor:
-            center = torch.as_tensor(learned.projections[column].center, dtype=torch.float32)
-            parts = list(columns)
-            parts[column] = center + scale * (columns[column] - center)
-            outputs = network(torch.cat(parts, dim=1), batch.numeric)
-            return row_losses(learned.heads, outputs, batch.targets, noise)
-
+    def losses(column: int, scale: float) -> torch.Tensor:
+        center = torch.as_tensor(learned.projections[column].center, dtype=torch.float32)
         found = []
-        for column in asked:
-            without = losses(column, 0.0)
-            found.append(torch.stack([without - losses(column, scale) for scale in SCALES]))
-        return torch.stack(found)  # (n_asked, n_scales, batch)
+        for batch in rows.batches(HELD_OUT_BATCH):
+            parts = list(network.lookup(batch.codes).split(learned.shape.embedding_dims, dim=1))
+            parts[column] = center + scale * (parts[column] - center)
+            outputs = network(torch.cat(parts, dim=1), batch.numeric)
+            found.append(row_losses(learned.heads, outputs, batch.targets, noise))
+        return torch.cat(found)
 
-    with torch.no_grad():
-        gained = torch.cat([gains(batch) for batch in rows.batches(HELD_OUT_BATCH)], dim=2)
-    result = []
-    for column, gain in zip(asked, gained, strict=True):
+    def helps(column: int, scale: float) -> bool:
+        gain = without - losses(column, scale)
         mean = gain @ share
-        error = ((gain - mean[:, None]).square() @ share.square()).sqrt()
-        if not (mean > error).any():
-            result.append(learned.tables[column].feature)
-    return result
+        return bool(mean > ((gain - mean).square() @ share.square()).sqrt())
+
+    found = []
+    with torch.no_grad():
+        for i, table in enumerate(learned.tables):
+            if table.feature in features:
+                without = losses(i, 0.0)
+                if not any(helps(i, scale) for scale in SCALES):
+                    found.append(table.feature)
+    return found
 
 
 def silence(learned: Learned, features: Sequence[str], settings: Settings) -> Learned:

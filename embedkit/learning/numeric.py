@@ -11,6 +11,8 @@ from embedkit.columns import NumericColumn
 NUMERIC_OUTPUTS = ("scale", "passthrough", "drop")
 # Up to this many rows the order of the input plays no part; sorting more costs more than it saves.
 MAX_SORTED_ROWS = 50_000
+# Inputs of the network are within so many standard deviations.
+MAX_DEVIATION = 1e6
 
 
 def moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
@@ -145,6 +147,8 @@ class NumericInputs:
         scaled = (np.where(missing, np.array(self.means), block) - np.array(self.means)) / np.array(
             self.scales
         )
+        # Rows to learn from are not as far out; a later one, such as 1e39 for "none", would overflow.
+        scaled = np.clip(scaled, -MAX_DEVIATION, MAX_DEVIATION)
         return np.concatenate(
             [scaled, missing[:, np.array(self.flagged, dtype=bool)]], axis=1, dtype=np.float32
         )

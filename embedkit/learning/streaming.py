@@ -14,7 +14,7 @@ import torch
 from pyarrow.dataset import Dataset
 
 from embedkit.errors import InputError
-from embedkit.frames import Roles, as_numpy, numeric_block, to_table, type_family, weight_column
+from embedkit.frames import Roles, as_numpy, numeric_block, plain_table, to_table, type_family, weight_column
 from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
 from embedkit.learning.numeric import NumericInputs, RunningMoments
@@ -291,15 +291,6 @@ def store_rows(
         for writer in writers:
             writer.close()
     return stored[0], (stored[1] if held_out else None)
-
-
-def plain_table(table: pa.Table) -> pa.Table:
-    """Columns as `to_table` has them, no dictionary of which has a null: keys of directories have."""
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type) and any(c.dictionary.null_count for c in table[i].chunks):
-            plain = pa.chunked_array([chunk.dictionary_decode() for chunk in table[i].chunks])
-            table = table.set_column(i, field.name, plain.dictionary_encode())
-    return to_table(table)
 
 
 def target_column(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from embedkit import store as stored
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.engines import check_engine, run_units
-from embedkit.serving.output import MANIFEST, JobFolder, read_sealed, verify_output, writing
+from embedkit.serving.output import MANIFEST, JobFolder, is_whole, read_sealed, verify_output, writing
 from embedkit.serving.plan import make_plan
 from embedkit.serving.sources import Source, open_source
 from embedkit.serving.summary import JobSummary
@@ -114,6 +114,7 @@ def transform_dataset(
     embedding_set, version = _load(store, version)
     source, folder = open_source(input), JobFolder(_local(output))
     _check_apart(source, folder)
+    _check_replaceable(folder.output)
     job, units = make_plan(
         source,
         embedding_set,
@@ -173,6 +174,12 @@ def _check_settings(
         if isinstance(names, str) or not all(isinstance(item, str) for item in names or ()):
             hint = f": write [{names!r}]" if isinstance(names, str) else ""
             raise InputError(f"{name} must be a list of names, got {names!r}{hint}")
+    hidden = [name for name in partition_by or () if name.startswith((".", "_"))]
+    if hidden:
+        raise InputError(
+            f"partition_by names {hidden}: readers of datasets skip directories that begin with '.' or '_'; "
+            "rename the column"
+        )
     for name, number in {"workers": workers, "unit_rows": unit_rows}.items():
         if number is not None and not (isinstance(number, int) and number >= 1):
             raise InputError(f"{name} must be a whole number >= 1, got {number!r}")
@@ -210,6 +217,14 @@ def _check_apart(source: Source, folder: JobFolder) -> None:
             raise InputError(f"output {folder.output} holds the input {file.path}: choose another output")
 
 
+def _check_replaceable(output: Path) -> None:
+    """Raise OutputError where a directory holds what no job has written."""
+    if output.is_dir() and not (output / MANIFEST).exists() and any(output.iterdir()):
+        raise OutputError(f"{output} holds other files than those of a job: choose another output")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file: choose another output")
+
+
 def _settings(job: Job, version: str | None, columns: Sequence[str]) -> dict[str, Any]:
     """What has an influence on the output, less the units of work."""
     return {
@@ -236,6 +251,10 @@ def _finished(
     records = manifest["units"]
     if len(records) != len(units) or not all(map(_is_of, records, units)):
         return None
+    parts = [part for record in records for part in record["files"]]
+    lost = [part["path"] for part in parts if not is_whole(folder.output, part)]
+    if lost:
+        raise OutputError(f"{folder.output} is damaged: {lost[0]} is gone or of another size; overwrite it")
     return dict(enumerate(records))
 
 

@@ -44,6 +44,9 @@ def export_tables(
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if not embedding_set:
+        numbers = list(embedding_set.features_in)
+        raise InputError(f"there is no table to export: {numbers} are numbers, name a categorical feature")
     directory = Path(directory)
     suffix = "csv" if format == "csv" else "parquet"
     contents: dict[Path, bytes] = {}

@@ -185,8 +185,7 @@ class JobFolder:
         record = read_sealed(self._records / f"{index:06d}.json")
         if record is None:
             return None
-        whole = all(_size(self.data / part["path"]) == part["size"] for part in record["files"])
-        return record if whole else None
+        return record if all(is_whole(self.data, part) for part in record["files"]) else None
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Put the manifest beside the parts, and give the result its name. What is at that name now goes."""
@@ -232,6 +231,8 @@ def writing(folder: JobFolder) -> Iterator[None]:
         cure = "make room"
         if error.errno in (errno.EMFILE, errno.ENFILE):
             cure = "allow more files (ulimit -n) or partition by a column with fewer values"
+        elif error.errno == errno.ENAMETOOLONG:
+            cure = "partition by a column with shorter values"
         raise OutputError(
             f"cannot write to {folder.root}: {error.strerror or error}; "
             f"finished work is kept, {cure} and resume"
@@ -313,11 +314,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _size(path: Path) -> int | None:
+def is_whole(root: Path, part: Mapping[str, Any]) -> bool:
+    """Whether a part that was recorded is there and has its size."""
     try:
-        return path.stat().st_size
+        return (root / part["path"]).stat().st_size == part["size"]
     except FileNotFoundError:
-        return None
+        return False
 
 
 def _file_sha256(path: Path) -> str:

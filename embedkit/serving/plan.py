@@ -64,6 +64,7 @@ def make_plan(
     kept_names = _kept_names(infos[0], embedding_set, columns, replace, partition_by)
     wanted = [*dict.fromkeys([*embedding_set.features_in, *kept_names, *(partition_by or ())])]
     for info in infos:
+        _check_unique(info)
         require_columns(info.file, wanted, [*info.schema.names, *info.file.keys])
     key_types = {
         name: types.get(name) or _key_type(info.file.keys[name] for info in infos if name in info.file.keys)
@@ -153,6 +154,15 @@ def _kept_schema(
 def _key_type(values: Iterable[str | None]) -> pa.DataType:
     whole = all(value is None or _WHOLE_NUMBER.fullmatch(value) for value in values)
     return pa.int64() if whole else pa.string()
+
+
+def _check_unique(info: _FileInfo) -> None:
+    names = info.schema.names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"{info.file.path} has more than one column named {repeated}: rename or drop all but one"
+        )
 
 
 def _check_names(names: Sequence[str]) -> None:

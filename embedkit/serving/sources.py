@@ -1,6 +1,7 @@
 """Where a job reads: files of a dataset, their partition keys, and batches of their rows."""
 
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.layout import sha256
 
 #: Directory name that stands for a null partition key, as in Hive.
 NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
@@ -105,15 +105,21 @@ def open_source(location: str | os.PathLike) -> Source:
     return _of_one_format(system, [file for file in files if _format(file) is not None], location)
 
 
-def fingerprint(source: Source, file: SourceFile, footer_size: int = 0) -> dict[str, object]:
-    """Size and SHA-256 of the last bytes of a file (the whole footer): another file under its name shows."""
-    length = min(file.size, max(_TAIL, footer_size + 8))
+def fingerprint(source: Source, file: SourceFile, footer_size: int | None = None) -> dict[str, object]:
+    """Size and SHA-256 of the last bytes of a file, by which another file under its name shows.
+
+    The footer of a Parquet file has to do with all of it; a file without one, a CSV file, is read as a whole.
+    """
+    length = file.size if footer_size is None else min(file.size, max(_TAIL, footer_size + 8))
     try:
         with source.system.open_input_file(file.path) as stream:
-            tail = stream.read_at(length, file.size - length)
+            stream.seek(file.size - length)
+            digest = hashlib.sha256()
+            while data := stream.read(_READ_BUFFER):
+                digest.update(data)
     except OSError as error:
         raise InputError(f"{file.path} cannot be read ({first_line(error)}): repair it") from error
-    return {"size": file.size, "tail_sha256": sha256(tail)}
+    return {"size": file.size, "tail_sha256": digest.hexdigest()}
 
 
 def read_footer(source: Source, file: SourceFile) -> tuple[pq.FileMetaData, pa.Schema]:
@@ -206,7 +212,8 @@ def read_csv(
     except _READ_ERRORS as error:
         place = f"{file.path}, after block {number}"
         raise InputError(
-            f"{place} cannot be read ({first_line(error)}): repair the file and resume"
+            f"{place} cannot be read ({first_line(error)}): repair the file and resume; or leave the column "
+            "out with columns, if it is one that is only copied: its first block decides on its type"
         ) from error
 
 
@@ -231,7 +238,11 @@ def _open_csv(
     options = csv.ConvertOptions(
         column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
     )
-    return csv.open_csv(source.system.open_input_stream(file.path), convert_options=options)
+    return csv.open_csv(
+        source.system.open_input_stream(file.path),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=options,
+    )
 
 
 def _resolve(location: str) -> tuple[fs.FileSystem, str]:
