@@ -20,7 +20,7 @@ _PUBLIC = {
     "StoreError": "errors",
     "StoreNotFoundError": "errors",
     "drift": "changes",
-    "evaluate": "advice",
+    "evaluate": "evaluation",
     "transform_dataset": "serving.batch",
     "verify": "store",
 }

@@ -87,8 +87,8 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted.
     """
-    from embedkit.learning.cross_fit import alignment_residual, coded_rows, gather_evidence, silence
     from embedkit.learning.fit import learn, progress_bar
+    from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
     settings = task.settings
     folds = plan_folds(task, cross_fit, groups)
@@ -164,8 +164,8 @@ class Pilot:
 
         Of the `noisy` columns those are left out that do not help on the held-out rows.
         """
-        from embedkit.learning.cross_fit import coded_rows, find_useless, gather_evidence
         from embedkit.learning.fit import learn
+        from embedkit.learning.jackknife import coded_rows, find_useless, gather_evidence
 
         table, targets = task.table, task.targets
         present = rows_present(task.sample_weight, table.num_rows)

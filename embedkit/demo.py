@@ -15,7 +15,7 @@ import pandas as pd
 from embedkit.errors import InputError, MissingExtraError, OutputError
 
 if TYPE_CHECKING:
-    from embedkit.evaluation import Problem
+    from embedkit.comparison import Problem
     from embedkit.predictors import EntityEmbeddingClassifier
 
 CATEGORICAL = ["date", "hour", "carrier", "origin", "dest", "tailnum", "flight"]
@@ -66,7 +66,7 @@ def run(
     Returns
     -------
     DataFrame
-        The scores; see `embedkit.evaluation.compare`.
+        The scores; see `embedkit.comparison.compare`.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def run(
     """
     from tqdm import tqdm
 
-    from embedkit.evaluation import compare
+    from embedkit.comparison import compare
     from embedkit.predictors import EntityEmbeddingClassifier
 
     out = Path(out)
@@ -188,7 +188,7 @@ def _packaged_flights() -> Path:
 def _problem(table: pd.DataFrame, seed: int) -> "Problem":
     from sklearn.model_selection import train_test_split
 
-    from embedkit.evaluation import Problem
+    from embedkit.comparison import Problem
 
     train, test = train_test_split(table, test_size=0.25, random_state=seed)
     inputs = CATEGORICAL + NUMERIC

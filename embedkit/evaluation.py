@@ -1,257 +1,241 @@
-"""Does it help? The models people already run, under every encoding, on rows that none of them has seen."""
+"""Should embeddings be used on a table, and for which model? Nested cross-validation with a plain verdict."""
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from embedkit.errors import InputError
-from embedkit.models import MODELS, macro_auc, make_model
+from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
+from embedkit.errors import InputError, did_you_mean, require
+from embedkit.frames import column_roles, is_array, numeric_block, to_table
+from embedkit.models import MODELS
+from embedkit.verdict import Evaluation
 
-ENCODINGS = ("ordinal", "onehot", "target", "native", "embedkit")
-METRICS = {"regression": "R2", "binary": "AUC", "multiclass": "macro AUC"}
-# Where one-hot encoding makes more columns, or more cells of the training rows, the models take longer on it
-# than on all other encodings together: it is left out.
-MAX_ONEHOT_COLUMNS = 1_000
-MAX_ONEHOT_CELLS = 25_000_000
-COLUMNS = [
-    "encoding",
-    "model",
-    "metric",
-    "score",
-    "n_columns",
-    "fit_seconds",
-    "transform_seconds",
-    "model_seconds",
-]
+KINDS = {"continuous": "regression", "binary": "binary", "multiclass": "multiclass"}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Rows to learn from, rows to be judged on, and what the columns are for.
-
-    Attributes
-    ----------
-    X_train, X_test : DataFrame
-    y_train, y_test : ndarray of shape (n_rows,)
-    categorical, numeric : list of str
-    kind : {"regression", "binary", "multiclass"}
-    groups : ndarray of shape (n_train,), optional
-        Training rows of one group resemble one another more than test rows resemble them: where an encoding
-        cross-fits, they are in one fold (target encoding needs scikit-learn 1.9 for that).
-    """
-
-    X_train: pd.DataFrame
-    y_train: np.ndarray
-    X_test: pd.DataFrame
-    y_test: np.ndarray
-    categorical: list[str]
-    numeric: list[str]
-    kind: str
-    groups: np.ndarray | None = None
-
-    def sample(self, n_rows: int | None, random_state: int) -> np.ndarray:
-        """Positions of at most `n_rows` training rows, drawn at random, in order."""
-        n = len(self.X_train)
-        if n_rows is None or n_rows >= n:
-            return np.arange(n)
-        return np.sort(np.random.RandomState(random_state).permutation(n)[:n_rows])
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A problem's rows under an encoding.
-
-    Attributes
-    ----------
-    train, test : array, sparse array or DataFrame of shape (n_rows, n_columns)
-    fit_seconds, transform_seconds : float
-        Time to learn the encoding and encode the training rows, and to encode the test rows.
-    """
-
-    train: Any
-    test: Any
-    fit_seconds: float
-    transform_seconds: float
-
-
-def compare(
-    problem: Problem,
-    encoder: Any,
-    vectors: np.ndarray | None = None,
+def evaluate(
+    X: Any,
+    y: Any,
     *,
+    categorical_features: str | Sequence[str] = "from_dtype",
+    target_type: str = "auto",
+    groups: Any = None,
+    time: Any = None,
+    n_folds: int = 5,
     encodings: Sequence[str] = ENCODINGS,
     models: Sequence[str] = MODELS,
-    max_rows: int | None = None,
+    max_rows: int | None = 100_000,
     random_state: int = 0,
     n_jobs: int | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> pd.DataFrame:
-    """Score models under encodings on held-out rows.
+    progress: bool = False,
+    **parameters: Any,
+) -> Evaluation:
+    """Find out by cross-validation whether embeddings help the models that are run on a table.
 
-    Every encoding is learned from all training rows; the models learn from the same sample of them. What an
-    encoder's `fit_transform` returns is what the models learn from: scikit-learn's TargetEncoder cross-fits
-    there, and so may embedkit's.
+    Every fold learns its own embeddings, and all other encodings, from its training rows alone, then every
+    model on every encoding, and scores them on its test rows.
 
     Parameters
     ----------
-    problem : Problem
-    encoder : EntityEmbeddingClassifier or EntityEmbeddingRegressor
-        Fitted here, and also scored itself, as model "network".
-    vectors : array of shape (n_rows, n_columns), optional
-        What ``encoder.fit_transform`` has returned for the training rows; with it, nothing is fitted again.
-    encodings : sequence of {"ordinal", "onehot", "target", "native", "embedkit"}
-        "native" is LightGBM's own treatment of categories, for that model only; "onehot" is left out where it
-        would make more than 1,000 columns or 25 million cells.
-    models : sequence of {"knn", "forest", "lightgbm"}
+    X : frame or array of shape (n_rows, n_columns)
+        As in `EntityEmbeddingEncoder.fit`.
+    y : array or Series of shape (n_rows,)
+        One target.
+    categorical_features, target_type
+        As in `EntityEmbeddingEncoder`.
+    groups : str or array of shape (n_rows,), optional
+        A column of X, which is not learned from, or values: no group is on both sides of a fold, nor of those
+        by which an encoding cross-fits.
+    time : str or array of shape (n_rows,), optional
+        Likewise; every fold is tested on rows that come after those it learned from.
+    n_folds : int, default=5
+        At least 2.
+    encodings, models : sequence of str
+        See `embedkit.comparison.compare`.
     max_rows : int, optional
-        Most rows the models learn from.
+        Larger tables are sampled at random to this many rows, for all encodings and models alike.
     random_state : int
-        Of the rivals' encodings, of the models and of the sample.
+        Of folds, sample, encodings and models.
     n_jobs : int, optional
         Threads of the models, as in scikit-learn.
-    progress : callable
-        Wraps the iterable of pairs, as ``tqdm`` does.
+    progress : bool
+        Show a progress bar.
+    **parameters
+        Of the embeddings; see `EntityEmbeddingEncoder`.
 
     Returns
     -------
-    DataFrame
-        Columns ``encoding, model, metric, score, n_columns, fit_seconds, transform_seconds, model_seconds``;
-        the first two times are those of the encoding.
+    Evaluation
+        Prints as a table with a verdict; ``scores`` is a frame of all results.
+
+    Raises
+    ------
+    InputError
+        If the table or a setting cannot be used.
+    MissingExtraError
+        If torch or LightGBM is not installed.
+
+    Examples
+    --------
+    >>> import embedkit
+    >>> found = embedkit.evaluate(X, y, categorical_features=["Store"])  # doctest: +SKIP
+    >>> print(found)  # doctest: +SKIP
     """
-    rows = problem.sample(max_rows, random_state)
-    metric = METRICS[problem.kind]
-    records = []
-    # The network stands in for a model, and its vectors come with it.
-    ours = encode_with(encoder, problem, vectors)
-    records.append(("embedkit", "network", metric, score_of(encoder, problem.X_test, problem), *_costs(ours)))
-    encoded = {"embedkit": ours}
-    for encoding, model_name in progress(pairs(feasible(problem, encodings), models)):
-        if encoding not in encoded:  # one at a time, ours apart
-            encoded = {"embedkit": ours, encoding: encode(problem, encoding, random_state)}
-        start = time.perf_counter()
-        # The vectors' distances mean something as they are; the rivals' columns have to be brought to one
-        # scale.
-        model = make_model(
-            model_name,
-            problem.kind,
-            scale=encoding != "embedkit",
-            random_state=random_state,
-            n_jobs=n_jobs,
+    require("torch", "train")
+    if not {"embedkit"} < set(encodings) <= set(ENCODINGS) or not models or not set(models) <= set(MODELS):
+        raise InputError(
+            f"encodings must be 'embedkit' and some of {ENCODINGS}, models some of {MODELS}: "
+            f"got {tuple(encodings)}, {tuple(models)}"
         )
-        train = encoded[encoding].train
-        model.fit(train.iloc[rows] if hasattr(train, "iloc") else train[rows], problem.y_train[rows])
-        score = score_of(model, encoded[encoding].test, problem)
-        costs = (*_costs(encoded[encoding])[:-1], time.perf_counter() - start)
-        records.append((encoding, model_name, metric, score, *costs))
-    return pd.DataFrame(records, columns=COLUMNS)
+    if isinstance(n_folds, bool) or not isinstance(n_folds, (int, np.integer)) or n_folds < 2:
+        raise InputError(f"n_folds must be a whole number of at least 2, got {n_folds!r}")
+    whole, keys = _read(X, y, categorical_features, target_type, {"groups": groups, "time": time})
+    rows = whole.sample(max_rows, random_state)
+    whole, keys = _take(whole, rows, rows), {name: values[rows] for name, values in keys.items()}
+    folds = _split(whole, n_folds, random_state, **keys)
+    encodings = feasible(whole, encodings)  # the same in every fold
+    if all(encoding == "embedkit" for encoding, _ in pairs(encodings, models)):
+        raise InputError(
+            f"there is nothing to compare embeddings with under {', '.join(models)}: one-hot is left out of "
+            "wide tables and native categories are for LightGBM only; add another encoding, such as 'target'"
+        )
+    parts = []
+    with _bar(len(folds) * len(pairs(encodings, models)), progress) as bar:
+        for i, (train, test) in enumerate(folds):
+            scores = compare(
+                _take(whole, train, test, keys.get("groups")),
+                _estimator(whole, random_state, parameters),
+                encodings=encodings,
+                models=models,
+                random_state=random_state,
+                n_jobs=n_jobs,
+                progress=lambda steps: _counted(steps, bar),
+            )
+            parts.append(scores.assign(fold=i, n_train=len(train), n_test=len(test)))
+    return Evaluation(pd.concat(parts, ignore_index=True))
 
 
-def feasible(problem: Problem, encodings: Sequence[str]) -> list[str]:
-    """The encodings, without one-hot where it would be too wide."""
-    width = sum(problem.X_train[name].nunique(dropna=False) for name in problem.categorical)
-    fits = width <= MAX_ONEHOT_COLUMNS and width * len(problem.X_train) <= MAX_ONEHOT_CELLS
-    return [name for name in encodings if name != "onehot" or fits]
+def _read(
+    X: Any,
+    y: Any,
+    categorical_features: str | Sequence[str],
+    target_type: str,
+    keys: dict[str, Any],
+) -> tuple[Problem, dict[str, np.ndarray]]:
+    """The whole table as a problem, and what its rows are split by."""
+    from embedkit.learning.targets import as_targets, make_heads
+
+    table = to_table(X)
+    targets, target_names, single = as_targets(y)
+    if not single:
+        raise InputError(f"one target is compared at a time, got {target_names}: give one column")
+    _check_length("y", targets, table.num_rows)
+    (head,) = make_heads(targets, target_names, target_type)
+    columns = [key for key in keys.values() if isinstance(key, str)]
+    absent = [name for name in columns if name not in table.column_names]
+    if absent:
+        raise InputError(f"X has no column {absent}{did_you_mean(absent, table.column_names)} to split by")
+    values = {
+        name: table[key].to_pandas().to_numpy() if isinstance(key, str) else np.asarray(key)
+        for name, key in keys.items()
+        if key is not None
+    }
+    for name, array in values.items():
+        _check_length(name, array, table.num_rows)
+        if pd.isna(array).any():
+            raise InputError(f"{name} is missing in {pd.isna(array).sum()} row(s): drop these rows")
+    table = table.drop_columns(list(dict.fromkeys(columns)))
+    all_categorical = is_array(X) and _is_from_dtype(categorical_features)
+    roles = column_roles(table, table.column_names if all_categorical else categorical_features)
+    if not roles.categorical:
+        raise InputError(
+            f"no categorical column among {table.column_names}: name integer ids and dates as categorical"
+        )
+    frame = table.select(roles.categorical).to_pandas()
+    frame[list(roles.numeric)] = numeric_block(table, roles.numeric)
+    target = targets[:, 0].astype(np.float64) if head.kind == "continuous" else targets[:, 0]
+    kind = KINDS[head.kind]
+    return Problem(frame, target, frame, target, list(roles.categorical), list(roles.numeric), kind), values
 
 
-def pairs(encodings: Sequence[str], models: Sequence[str]) -> list[tuple[str, str]]:
-    """Every encoding with every model that can take it."""
-    return [(e, m) for e in encodings for m in models if e != "native" or m == "lightgbm"]
+def _is_from_dtype(categorical_features: Any) -> bool:
+    return isinstance(categorical_features, str) and categorical_features == "from_dtype"
 
 
-def encode_with(encoder: Any, problem: Problem, vectors: np.ndarray | None = None) -> Encoded:
-    """A problem's rows under an estimator with `fit_transform`; see `compare` for `vectors`."""
-    start = time.perf_counter()
-    if vectors is None:
-        groups = {} if problem.groups is None else {"groups": problem.groups}
-        vectors = encoder.fit_transform(problem.X_train, problem.y_train, **groups)
-    fitted = time.perf_counter()
-    test = encoder.transform(problem.X_test)
-    return Encoded(vectors, test, fitted - start, time.perf_counter() - fitted)
+def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:
+    if len(values) != num_rows:
+        raise InputError(f"{name} has {len(values)} rows, X has {num_rows}: give one for each row")
 
 
-def encode(problem: Problem, encoding: str, random_state: int) -> Encoded:
-    """A problem's rows under one of the standard encodings, numbers imputed by their median."""
-    if encoding == "native":
-        return _native(problem)
-    from sklearn.compose import make_column_transformer
-    from sklearn.impute import SimpleImputer
-
-    transformer = make_column_transformer(
-        (_rival(encoding, problem, random_state), problem.categorical),
-        (SimpleImputer(strategy="median", keep_empty_features=True), problem.numeric),
-        sparse_threshold=1.0,
+def _take(whole: Problem, train: np.ndarray, test: np.ndarray, groups: np.ndarray | None = None) -> Problem:
+    """Some rows to learn from, and some to be judged on."""
+    X, y = whole.X_train, whole.y_train
+    return replace(
+        whole,
+        X_train=X.iloc[train],
+        y_train=y[train],
+        X_test=X.iloc[test],
+        y_test=y[test],
+        groups=None if groups is None else groups[train],
     )
-    as_text = replace(
-        problem,
-        X_train=_as_text(problem.X_train, problem.categorical),
-        X_test=_as_text(problem.X_test, problem.categorical),
-        groups=None,  # the transformer knows them already
-    )
-    return encode_with(transformer, as_text)
 
 
-def score_of(model: Any, X: Any, problem: Problem) -> float:
-    """R2, ROC AUC, or macro one-vs-rest ROC AUC of a fitted model on the test rows."""
-    if problem.kind == "regression":
-        from sklearn.metrics import r2_score
+def _split(
+    whole: Problem,
+    n_folds: int,
+    random_state: int,
+    groups: np.ndarray | None = None,
+    time: np.ndarray | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions of training and test rows of each fold."""
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit
 
-        return float(r2_score(problem.y_test, model.predict(X)))
-    return macro_auc(problem.y_test, model.predict_proba(X), model.classes_)
-
-
-def _costs(encoded: Encoded) -> tuple[int, float, float, float]:
-    return encoded.train.shape[1], encoded.fit_seconds, encoded.transform_seconds, 0.0
-
-
-def _rival(encoding: str, problem: Problem, random_state: int) -> Any:
-    import sklearn
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
-    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
-
-    if encoding == "ordinal":
-        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2)
-    if encoding == "onehot":
-        return OneHotEncoder(handle_unknown="ignore", dtype=np.float32)
-    if encoding == "target":
-        regression = problem.kind == "regression"
-        target_type = "continuous" if regression else problem.kind
-        if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):  # takes no splitter yet
-            return TargetEncoder(target_type=target_type, random_state=random_state)
-        n_groups = 0 if problem.groups is None else len(np.unique(problem.groups))
-        if n_groups > 1:
-            splitter = GroupKFold(min(5, n_groups), shuffle=True, random_state=random_state)
-            folds = list(splitter.split(problem.X_train, problem.y_train, problem.groups))
-        else:
-            splitter = KFold if regression else StratifiedKFold
-            folds = splitter(5, shuffle=True, random_state=random_state)
-        return TargetEncoder(target_type=target_type, cv=folds)
-    raise InputError(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
-
-
-def _native(problem: Problem) -> Encoded:
-    """Columns of pandas categories, which LightGBM splits by itself."""
-    start = time.perf_counter()
-    # LightGBM refuses some characters in names.
-    names = {name: f"x{i}" for i, name in enumerate([*problem.categorical, *problem.numeric])}
-    train, test = (frame[list(names)].rename(columns=names) for frame in (problem.X_train, problem.X_test))
-    for name in (names[name] for name in problem.categorical):
-        dtype = pd.CategoricalDtype(train[name].dropna().unique())
-        known = test[name].where(test[name].isin(dtype.categories))
-        train[name], test[name] = train[name].astype(dtype), known.astype(dtype)
-    return Encoded(train, test, time.perf_counter() - start, 0.0)
+    X, y = whole.X_train, whole.y_train
+    if groups is not None and time is not None:
+        raise InputError("folds are made by groups or by time, not by both: give one of them")
+    moments, when = np.unique(time, return_inverse=True) if time is not None else (None, None)
+    n_parts, what = len(y), "rows"
+    if groups is not None:
+        n_parts, what = len(np.unique(groups)), "groups"
+    elif time is not None:
+        n_parts, what = len(moments), "different times"
+    if n_parts <= n_folds:
+        raise InputError(f"{n_folds} folds need more than {n_folds} {what}, found {n_parts}: ask for fewer")
+    if time is not None:  # rows of one moment stay together
+        return [
+            tuple(np.flatnonzero(np.isin(when, part)) for part in parts)
+            for parts in TimeSeriesSplit(n_folds).split(moments)
+        ]
+    if groups is not None:
+        return list(GroupKFold(n_folds, shuffle=True, random_state=random_state).split(X, y, groups))
+    if whole.kind != "regression":
+        labels, counts = np.unique(y, return_counts=True)
+        if counts.min() < n_folds:
+            raise InputError(
+                f"class {str(labels[counts.argmin()])!r} has {counts.min()} row(s), {n_folds} folds need as "
+                "many: drop the class or ask for fewer folds"
+            )
+    folds = KFold if whole.kind == "regression" else StratifiedKFold
+    return list(folds(n_folds, shuffle=True, random_state=random_state).split(X, y))
 
 
-def _as_text(frame: pd.DataFrame, categorical: Sequence[str]) -> pd.DataFrame:
-    """Categories that are no numbers as strings, so that every encoder takes every type; missing is one."""
-    frame = frame.copy()
-    for name in categorical:
-        column = frame[name]
-        if pd.api.types.is_numeric_dtype(column):  # stays as it is: codes in the order of the numbers
-            frame[name] = column.astype(np.float64)
-        else:
-            frame[name] = column.astype(object).astype(str).where(column.notna(), "(missing)").astype(object)
-    return frame
+def _estimator(whole: Problem, random_state: int, parameters: dict[str, Any]) -> Any:
+    from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
+
+    kind = EntityEmbeddingRegressor if whole.kind == "regression" else EntityEmbeddingClassifier
+    return kind(whole.categorical, random_state=random_state, **parameters)
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="comparing", unit="model", disable=not shown, leave=False)
+
+
+def _counted(steps: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for step in steps:
+        yield step
+        bar.update()

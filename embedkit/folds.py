@@ -9,7 +9,7 @@ import numpy as np
 from embedkit.errors import InputError
 
 if TYPE_CHECKING:
-    from embedkit.learning.cross_fit import Evidence
+    from embedkit.learning.jackknife import Evidence
 
 
 @dataclass(frozen=True)

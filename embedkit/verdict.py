@@ -81,7 +81,7 @@ class Evaluation:
     ----------
     scores : DataFrame
         One row per fold, encoding and model: columns ``fold, n_train, n_test`` and those of
-        `embedkit.evaluation.compare`.
+        `embedkit.comparison.compare`.
     """
 
     scores: pd.DataFrame

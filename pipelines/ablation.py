@@ -37,7 +37,7 @@ from benchmark_quality import MODELS, load, read_tasks
 from torch import nn
 
 from embedkit import EmbeddingSet, EmbeddingTable, EntityEmbeddingClassifier, EntityEmbeddingRegressor
-from embedkit.evaluation import METRICS, Problem, score_of
+from embedkit.comparison import METRICS, Problem, score_of
 from embedkit.learning.data import Rows
 from embedkit.learning.fit import range_test
 from embedkit.learning.learned import History, Learned, NetworkShape, Settings

@@ -35,7 +35,7 @@ import pandas as pd
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingRegressor
-from embedkit.evaluation import COLUMNS, METRICS, Problem, compare, score_of
+from embedkit.comparison import COLUMNS, METRICS, Problem, compare, score_of
 
 TEST_SHARE = 0.25
 TRANSFORMS = {"log": np.log, "log1p": np.log1p}

@@ -14,8 +14,8 @@ from sklearn.pipeline import Pipeline
 from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
 from embedkit.cross_fitting import choose
 from embedkit.folds import make_folds
-from embedkit.learning import cross_fit
-from embedkit.learning.cross_fit import Evidence, alignment_residual
+from embedkit.learning import jackknife
+from embedkit.learning.jackknife import Evidence, alignment_residual
 from embedkit.models import MODELS
 from embedkit.vocabulary import UNKNOWN
 
@@ -197,7 +197,7 @@ def test_only_noise_has_to_help(monkeypatch):
     rng = np.random.default_rng(1)
     town = rng.integers(0, 5, 4000)
     X = pd.DataFrame({"noise": rng.integers(0, 1000, 4000).astype(str), "town": town.astype(str)})
-    monkeypatch.setattr(cross_fit, "find_useless", lambda learned, rows, features: list(features))
+    monkeypatch.setattr(jackknife, "find_useless", lambda learned, rows, features: list(features))
     encoder = EntityEmbeddingEncoder(max_epochs=8, max_lr=0.01, random_state=0, shrinkage=0.01)
     encoder.fit_transform(X, town + rng.normal(size=4000))
     features = encoder.cross_fit_["features"]
@@ -357,7 +357,7 @@ def test_many_held_out_rows_are_taken_some_at_a_time(sales, monkeypatch):
     X, y = sales
     at_once = EntityEmbeddingEncoder(**FAST)
     at_once.fit_transform(X, y)
-    monkeypatch.setattr("embedkit.learning.cross_fit.HELD_OUT_BATCH", 97)
+    monkeypatch.setattr("embedkit.learning.jackknife.HELD_OUT_BATCH", 97)
     some = EntityEmbeddingEncoder(**FAST)
     some.fit_transform(X, y)
     assert some.cross_fit_["features"] == at_once.cross_fit_["features"]

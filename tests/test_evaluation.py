@@ -15,9 +15,9 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
 
 import embedkit
-from embedkit import EntityEmbeddingRegressor, InputError, advice, evaluation
+from embedkit import EntityEmbeddingRegressor, InputError, comparison, evaluation
 from embedkit.cli import main
-from embedkit.evaluation import Problem, compare
+from embedkit.comparison import Problem, compare
 from embedkit.models import macro_auc
 from embedkit.verdict import Evaluation, paired_difference
 
@@ -56,7 +56,7 @@ def test_every_pair_is_scored_once(scores: pd.DataFrame) -> None:
     assert len(set(pairs)) == len(pairs)
     both = [(e, m) for e in ("ordinal", "onehot", "target", "embedkit") for m in ("knn", "lightgbm")]
     assert set(pairs) == {*both, ("native", "lightgbm"), ("embedkit", "network")}
-    assert list(scores.columns) == evaluation.COLUMNS
+    assert list(scores.columns) == comparison.COLUMNS
     widths = scores.groupby("encoding")["n_columns"].first()
     assert widths[["ordinal", "onehot", "target", "native"]].tolist() == [3, 40 + 12 + 1, 3, 3]
 
@@ -97,12 +97,12 @@ def test_strange_names_unseen_values_and_gaps_are_no_problem() -> None:
 
 def test_one_hot_is_left_out_where_it_is_too_wide(monkeypatch: pytest.MonkeyPatch, problem: Problem) -> None:
     names = ["onehot", "embedkit"]
-    assert evaluation.feasible(problem, names) == names
-    monkeypatch.setattr(evaluation, "MAX_ONEHOT_COLUMNS", 51)
-    assert evaluation.feasible(problem, names) == ["embedkit"]
-    monkeypatch.setattr(evaluation, "MAX_ONEHOT_COLUMNS", 52)
-    monkeypatch.setattr(evaluation, "MAX_ONEHOT_CELLS", 52 * 500 - 1)
-    assert evaluation.feasible(problem, names) == ["embedkit"]
+    assert comparison.feasible(problem, names) == names
+    monkeypatch.setattr(comparison, "MAX_ONEHOT_COLUMNS", 51)
+    assert comparison.feasible(problem, names) == ["embedkit"]
+    monkeypatch.setattr(comparison, "MAX_ONEHOT_COLUMNS", 52)
+    monkeypatch.setattr(comparison, "MAX_ONEHOT_CELLS", 52 * 500 - 1)
+    assert comparison.feasible(problem, names) == ["embedkit"]
 
 
 def test_macro_auc_is_that_of_scikit_learn_and_knows_absent_classes() -> None:
@@ -141,7 +141,7 @@ def made_up(**scores_by_fold: list[float]) -> Evaluation:
         for model, encoding in [name.split("_")]
         for i, value in enumerate(values)
     ]
-    return Evaluation(pd.DataFrame(records, columns=["fold", "n_train", "n_test", *evaluation.COLUMNS]))
+    return Evaluation(pd.DataFrame(records, columns=["fold", "n_train", "n_test", *comparison.COLUMNS]))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_groups_and_time_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None
             columns=["fold", "n_train", "n_test"]
         )
 
-    monkeypatch.setattr(advice, "compare", spy)
+    monkeypatch.setattr(evaluation, "compare", spy)
     X, y = shops(90)
     X["when"] = pd.date_range("2020-01-01", periods=90)[::-1]
     X["index"] = np.arange(90)
@@ -276,14 +276,14 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
     )
     assert len(seen) == 1
     assert (seen[0] == groups).all()
-    alone = evaluation.encode(replace(problem, groups=np.zeros(len(groups))), "target", 0).train
-    assert (alone == evaluation.encode(problem, "target", 0).train).all()
+    alone = comparison.encode(replace(problem, groups=np.zeros(len(groups))), "target", 0).train
+    assert (alone == comparison.encode(problem, "target", 0).train).all()
     if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 9):
         return  # its target encoder takes no folds
     # Of a group no row is in its own fold's mean: all shops are as if new to the target encoder.
-    encoded = evaluation.encode(replace(problem, groups=groups), "target", 0).train
+    encoded = comparison.encode(replace(problem, groups=groups), "target", 0).train
     assert len(np.unique(encoded[:, 0])) == 5
-    assert len(np.unique(evaluation.encode(problem, "target", 0).train[:, 0])) > 5
+    assert len(np.unique(comparison.encode(problem, "target", 0).train[:, 0])) > 5
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,6 @@ def test_a_class_too_rare_for_the_folds_is_refused() -> None:
 
 
 def test_the_function_is_not_hidden_by_a_module() -> None:
-    import embedkit.advice
     import embedkit.changes
     import embedkit.evaluation
 

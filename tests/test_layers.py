@@ -30,7 +30,7 @@ LAYERS = [
     ["folds"],
     ["cross_fitting"],
     ["archive", "inputs", "lookup", "base", "encoder", "predictors"],
-    ["evaluation", "verdict", "advice", "files"],
+    ["comparison", "verdict", "evaluation", "files"],
     ["demo"],
     ["console"],
     ["cli_options"],
