@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+from collections import Counter
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -58,6 +59,16 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise MissingExtraError(f'{package} is not installed; pip install "embedkit[{extra}]"') from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows its first line."""
+    return (str(error) or type(error).__name__).partition("\n")[0]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def did_you_mean(names: Iterable[str], candidates: Iterable[str]) -> str:

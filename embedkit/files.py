@@ -13,7 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit import store
-from embedkit.errors import InputError, OutputError, StoreNotFoundError, did_you_mean, require
+from embedkit.errors import (
+    InputError,
+    OutputError,
+    StoreNotFoundError,
+    did_you_mean,
+    first_line,
+    repeated,
+    require,
+)
 from embedkit.frames import is_index, plain_table, type_family, weight_column
 
 if TYPE_CHECKING:
@@ -123,7 +131,7 @@ def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None 
         table = _read_csv(path, types or {}) if is_csv else _read_parquet(path)
     except (pa.ArrowException, OSError, EOFError) as error:
         kind = "CSV" if is_csv else "Parquet"
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"{path} cannot be read as {kind} ({reason}): repair or convert it") from error
     _check_unique(path, table.column_names)
     if table.num_rows == 0:
@@ -345,9 +353,8 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{path} has more than one column named {repeated}: rename or drop all but one")
+    if twice := repeated(names):
+        raise InputError(f"{path} has more than one column named {twice}: rename or drop all but one")
 
 
 def _check_named(path: str | os.PathLike, table: pa.Table, named: Mapping[str, Iterable[str]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedkit.errors import InputError, did_you_mean
+from embedkit.errors import InputError, did_you_mean, first_line, repeated
 
 # What pa.array raises on cells that no single Arrow type holds.
 _CONVERSION_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -93,7 +93,7 @@ def to_table(
         try:
             arrays.append(_text(read(names.index(name), name in as_strings), name))
         except (pa.ArrowException, TypeError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise InputError(
                 f"column {name!r} cannot be read ({reason}): cast it to numbers or text"
             ) from error
@@ -285,11 +285,8 @@ def _check_names(names: Sequence[Any]) -> None:
                 f"column names must be strings, found {name!r} ({type(name).__name__}): "
                 "rename with X.columns = X.columns.astype(str)"
             )
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(
-            f"column names must be unique, found more than once: {repeated}; rename or drop them"
-        )
+    if twice := repeated(names):
+        raise InputError(f"column names must be unique, found more than once: {twice}; rename or drop them")
 
 
 def _is_pandas(X: Any, kind: str) -> bool:

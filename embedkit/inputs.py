@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
-from embedkit.errors import InputError, did_you_mean
+from embedkit.errors import InputError, did_you_mean, first_line, repeated
 from embedkit.frames import Roles, column_roles, is_index, plain_table, type_family, weight_column
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
         )
         dataset = factory.finish(factory.inspect(promote_options="permissive", fragments=None))
     except (pa.ArrowException, OSError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"{os.fspath(location)} cannot be read as Parquet ({reason}): repair it") from error
     return dataset
 
@@ -174,9 +174,8 @@ def make_stream(
     if not isinstance(sample_weight, (str, type(None))):
         raise InputError(f"sample_weight must name a column of {where}, got {type(sample_weight).__name__}")
     names = dataset.schema.names
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{where} has more than one column named {repeated}: rename or drop all but one")
+    if twice := repeated(names):
+        raise InputError(f"{where} has more than one column named {twice}: rename or drop all but one")
     wanted = named if sample_weight is None else [*named, sample_weight]
     missing = [name for name in wanted if name not in names]
     if missing:
@@ -195,7 +194,7 @@ def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
             return None
         return plain_table(stream.dataset.to_table())
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error
 
 

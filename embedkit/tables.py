@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.columns import EmbeddingTable, NumericColumn
-from embedkit.errors import InputError, did_you_mean
+from embedkit.errors import InputError, did_you_mean, repeated
 from embedkit.frames import is_array, numeric_block, to_table, type_family
 
 __all__ = ["EmbeddingSet", "EmbeddingTable", "NumericColumn"]
@@ -68,11 +68,8 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
             name for part in (*tables, *self.numerics) for name in part.feature_names_out
         )
         for names in (features, self.feature_names_out):
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
-                raise InputError(
-                    f"column names must be unique, found more than once: {repeated}; rename them"
-                )
+            if twice := repeated(names):
+                raise InputError(f"column names must be unique, found more than once: {twice}; rename them")
         if sorted(self.features_in) != sorted(features):
             raise InputError(f"features_in must name {sorted(features)}, got {sorted(self.features_in)}")
         try:

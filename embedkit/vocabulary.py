@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedkit.errors import InputError
+from embedkit.errors import InputError, first_line
 from embedkit.frames import as_numpy, from_numpy, is_null, type_family
 
 #: Code of a missing value.
@@ -204,7 +204,7 @@ class Vocabulary:
                     return _canonical(cast, self.feature), self.categories
                 detail = " (the time of day would be lost)"
             except pa.ArrowException as error:
-                detail = " ({})".format(str(error).partition("\n")[0])
+                detail = f" ({first_line(error)})"
         raise InputError(
             f"column {self.feature!r} was {learned} when learned, "
             f"is {found} now{detail}: cast it to {learned}"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from pyarrow.dataset import Dataset
 
-from embedkit.errors import InputError
+from embedkit.errors import InputError, first_line
 from embedkit.frames import Roles, as_numpy, numeric_block, plain_table, to_table, type_family, weight_column
 from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
@@ -90,7 +90,7 @@ class Stream:
                 if batch.num_rows:
                     yield plain_table(pa.Table.from_batches([batch]))
         except (pa.ArrowException, OSError) as error:
-            reason = (str(error) or type(error).__name__).partition("\n")[0]
+            reason = first_line(error)
             raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error
 
 

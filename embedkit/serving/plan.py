@@ -9,13 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedkit.errors import InputError, did_you_mean
+from embedkit.errors import InputError, did_you_mean, first_line, repeated
 from embedkit.serving.sources import (
     Source,
     SourceFile,
     csv_schema,
     fingerprint,
-    first_line,
     read_footer,
     require_columns,
 )
@@ -158,18 +157,16 @@ def _key_type(values: Iterable[str | None]) -> pa.DataType:
 
 def _check_unique(info: _FileInfo) -> None:
     names = info.schema.names
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if twice := repeated(names):
         raise InputError(
-            f"{info.file.path} has more than one column named {repeated}: rename or drop all but one"
+            f"{info.file.path} has more than one column named {twice}: rename or drop all but one"
         )
 
 
 def _check_names(names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if twice := repeated(names):
         raise InputError(
-            f"the output would have two columns of the name(s) {repeated}: "
+            f"the output would have two columns of the name(s) {twice}: "
             "leave those of the input out with columns"
         )
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from embedkit.errors import InputError, did_you_mean
+from embedkit.errors import InputError, did_you_mean, first_line
 
 #: Directory name that stands for a null partition key, as in Hive.
 NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
@@ -223,11 +223,6 @@ def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence
     if missing:
         hint = did_you_mean(missing, available)
         raise InputError(f"{file.path} lacks column(s) {missing}{hint}: it has {list(available)}")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without what follows its first line."""
-    return (str(error) or type(error).__name__).partition("\n")[0]
 
 
 def _open_csv(

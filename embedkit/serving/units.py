@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from embedkit import store
 from embedkit.columns import EmbeddingTable
-from embedkit.errors import InputError
+from embedkit.errors import InputError, first_line
 from embedkit.frames import from_numpy, numeric_block
 from embedkit.serving.output import JobFolder, PartFile, writing
-from embedkit.serving.sources import NULL_KEY, Source, SourceFile, first_line, read_csv, read_parquet
+from embedkit.serving.sources import NULL_KEY, Source, SourceFile, read_csv, read_parquet
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import MISSING, UNKNOWN
 
