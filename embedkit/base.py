@@ -100,13 +100,14 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : frame or array of shape (n_rows, n_columns), or where there is one
-            pandas, polars or Arrow; an array's columns are all categorical. A path or URI of Parquet files
+        X : frame or array of shape (n_rows, n_columns), or its location
+            pandas, polars or Arrow; an array's columns are all categorical, and so are those of a frame of
+            numbers whose columns have no names. A path or URI of Parquet files
             (a file, a directory or a pattern), or a `pyarrow.dataset.Dataset`, need not fit into memory.
         y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
             Target or targets: numbers, or class labels. Of rows in files, the name or list of names of the
-            columns to predict; all other columns are learned from, but not the index, without a name, of the
-            pandas frame that a file was written from.
+            columns to predict; all other columns are learned from, except for an unnamed pandas index
+            (``__index_level_0__``).
         sample_weight : array of shape (n_rows,), optional
             How many rows each row stands for. Of rows in files, the name of a column.
         groups : ignored
@@ -229,7 +230,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         X, y, sample_weight
             As in `fit`.
         **sweep
-            ``start_lr``, ``end_lr``, ``num_iter`` and the like: see `embedkit.learning.lr_finder.find_lr`.
+            ``start_lr``, ``end_lr`` and the like: see `embedkit.learning.lr_finder.find_lr`. As in `fit`, the
+            sweep has 200 steps and the suggestion is held within the bounds of an automatic rate.
 
         Returns
         -------
@@ -243,7 +245,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
     def save(self, path: str | os.PathLike) -> str:
         """Publish tables, network and training history as a new version of a stored set.
 
-        Of several processes under torchrun the first one writes, and the others wait for it.
+        Under torchrun the first process writes, and the others wait for it.
 
         Parameters
         ----------

@@ -295,14 +295,14 @@ def export(store: str, format: str, out: str, features: tuple, version: str | No
 @click.option("--partition-by", type=NAMES, help="Columns that name the directories of the output.")
 @click.option("--no-partitions", is_flag=True, help="No such directories, also where the input has them.")
 @click.option(
-    "--compression", type=click.Choice(["none", "snappy", "lz4", "zstd"]), help="Of the Parquet files."
+    "--compression", type=click.Choice(["none", "snappy", "lz4", "zstd"]), help="Codec of the Parquet files."
 )
 @click.option("--max-unknown", metavar="SHARE", help="Stop above this share of unknown values: 5%.")
 @click.option("--resume", is_flag=True, default=None, help="Go on with an interrupted job.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace the output.")
 @click.option("--dry-run", is_flag=True, default=None, help="Only say what would be done.")
 @click.option("--engine", type=click.Choice(["plain", "dask"]), help="What runs the job.")
-@click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster.")
+@click.option("--scheduler", metavar="ADDRESS", help="A running Dask cluster.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the plain engine, processes of Dask.")
 @click.option("--unit-rows", type=click.IntRange(1), help="About how many rows a unit of work has.")
 @click.option("--version", help="Version of the set.  [default: the current one]")

@@ -78,8 +78,8 @@ def _running_options() -> list[Callable]:
             type=click.Choice(["float32", "bfloat16"]),
             default="float32",
             show_default=True,
-            help="Of matrix products in training; bfloat16 is faster where the processor or GPU has it, and "
-            "several times slower elsewhere.",
+            help="Precision of matrix products in training; bfloat16 is faster where the processor or GPU has "
+            "it, and several times slower elsewhere.",
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
         click.option(

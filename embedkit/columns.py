@@ -204,14 +204,13 @@ class EmbeddingTable:
         return pa.table(columns, metadata={_FEATURE_KEY: self.feature.encode()})
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, feature: str | None = None) -> "EmbeddingTable":
+    def from_arrow(cls, table: pa.Table) -> "EmbeddingTable":
         """Read a table in the layout of `to_arrow`, trusting nothing.
 
         Parameters
         ----------
         table : pa.Table
-        feature : str, optional
-            Name of the feature; by default the one in the metadata of the schema.
+            The name of the feature is in the metadata of its schema.
 
         Raises
         ------
@@ -222,8 +221,7 @@ class EmbeddingTable:
             table.validate(full=True)
         except pa.ArrowInvalid as error:
             raise InputError(f"the Arrow data is not valid: {error}") from error
-        if feature is None:
-            feature = (table.schema.metadata or {}).get(_FEATURE_KEY, b"").decode()
+        feature = (table.schema.metadata or {}).get(_FEATURE_KEY, b"").decode()
         if table.column_names[:3] != ["kind", "category", "count"]:
             raise InputError(f"expected columns kind, category, count, found {table.column_names[:3]}")
         kinds = table["kind"]

@@ -81,12 +81,12 @@ class Widths(Number):
         return {name.strip(): super(Widths, self).convert(width, param, ctx) for name, _, width in pairs}
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns in line; the first `left` are text and start on the left, the others are numbers."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns in line; the first is text and starts on the left, the others are numbers."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
+            cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
         for cells in (header, *rows)
@@ -180,12 +180,8 @@ def neighbor_rows(table: "EmbeddingTable", text: str, k: int) -> str:
     value = None if text == "(missing)" else _parse(table, text)
     found = table.neighbors(value, k)
     rows = [
-        [
-            "(missing)" if row.category is None else str(row.category),
-            f"{row.distance:.3f}",
-            _count(row.count_),
-        ]
-        for row in found.rename(columns={"count": "count_"}).itertuples()
+        [str(category), f"{distance:.3f}", _count(count)]
+        for category, distance, count in zip(*(found[name] for name in found), strict=True)
     ]
     return f"Nearest to {table.feature} {text}:\n{text_table(['category', 'distance', 'count'], rows)}"
 

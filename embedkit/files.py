@@ -159,8 +159,7 @@ def read_training(
     target : sequence of str
         What is to be predicted: one column or several.
     columns : sequence of str
-        What to learn from; by default all columns but the targets, `weight` and the index, without a name, of
-        the pandas frame that a file was written from.
+        What to learn from; by default all columns but the targets, `weight` and an unnamed pandas index.
     categorical : sequence of str
         Columns that must be among those to learn from.
     drop : sequence of str

@@ -146,9 +146,7 @@ def type_family(dtype: pa.DataType) -> str:
     return "null" if types.is_null(dtype) else "other"
 
 
-def column_roles(
-    table: pa.Table, categorical_features: str | Sequence[str] = "from_dtype", exclude: Iterable[str] = ()
-) -> Roles:
+def column_roles(table: pa.Table, categorical_features: str | Sequence[str] = "from_dtype") -> Roles:
     """Decide which columns are categories and which are numbers.
 
     Parameters
@@ -159,8 +157,6 @@ def column_roles(
         Columns to take as categorical beside those that can be nothing else. From their type, strings,
         dictionaries (pandas or polars category) and booleans are categorical; integers, floats and decimals
         are numeric. Integer ids and dates have to be named here.
-    exclude : iterable of str
-        Columns to leave out: the target, for one.
 
     Returns
     -------
@@ -169,7 +165,7 @@ def column_roles(
     Raises
     ------
     InputError
-        If a named column does not exist, a date is neither named nor excluded, or a column is nested.
+        If a named column does not exist, a date is not named, or a column is nested.
     """
     if isinstance(categorical_features, str):
         if categorical_features != "from_dtype":
@@ -185,11 +181,8 @@ def column_roles(
     if missing:
         hint = did_you_mean(map(str, missing), table.column_names)
         raise InputError(f"categorical_features names {missing}, which the data does not have{hint}")
-    exclude = frozenset(exclude)
     categorical, numeric = [], []
     for field in table.schema:
-        if field.name in exclude:
-            continue
         family = type_family(field.type)
         if family == "other":
             raise InputError(

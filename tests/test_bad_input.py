@@ -412,7 +412,7 @@ main(["fit", sys.argv[1], "--target", "sales", "--out", sys.argv[3]])
     arguments = [tmp_path / "rows.parquet", stored, tmp_path / "s"]
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    cure = 'torch is not installed; pip install "embedkit[train]"\n'
+    cure = 'torch is not installed; in the folder of embedkit: pip install ".[train]"\n'
     assert done.stdout == cure * 2, done.stderr
     assert (done.stderr, done.returncode) == (f"Error: {cure}", 1)
 

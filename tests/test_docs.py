@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 
 import embedkit.encoder
-from embedkit.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,14 +50,6 @@ def test_readme_commands_run_in_order(folder: Path) -> None:
         assert run.returncode == 0, f"{line}\n{run.stderr}"
     for made in ("lr.png", "tables", "features"):
         assert (folder / made).exists(), made
-
-
-def test_every_command_has_help_an_example_and_a_mention() -> None:
-    for name, command in main.commands.items():
-        assert isinstance(command, click.Command)
-        assert command.help, name
-        assert "Example" in command.help, name
-        assert f"embedkit {name}" in README, name
 
 
 def test_every_module_is_in_the_picture_of_the_house() -> None:

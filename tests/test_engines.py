@@ -134,5 +134,7 @@ def test_a_missing_engine_names_its_extra(tmp_path: Path, source: Path) -> None:
     tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert run.stdout == 'distributed is not installed; pip install "embedkit[dask]"\n', run.stderr
+    assert run.stdout == 'distributed is not installed; in the folder of embedkit: pip install ".[dask]"\n', (
+        run.stderr
+    )
     assert list(tmp_path.iterdir()) == []

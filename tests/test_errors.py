@@ -37,7 +37,8 @@ def test_require_imports_what_is_there():
 
 def test_require_names_the_extra():
     with pytest.raises(
-        MissingExtraError, match=r'^no_such_module is not installed; pip install "embedkit\[plot\]"$'
+        MissingExtraError,
+        match=r'^no_such_module is not installed; in the folder of embedkit: pip install "\.\[plot\]"$',
     ):
         require("no_such_module.sub", "plot")
 

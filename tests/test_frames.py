@@ -163,7 +163,7 @@ def test_order_of_rows_does_not_change_a_column(values: list, shuffler: random.R
     straight = to_column(values, "c")
     shuffled = to_column([values[i] for i in order], "c")
     assert straight.type == shuffled.type
-    assert straight.take(pa.array(order)).equals(shuffled) or pa.types.is_floating(straight.type)
+    assert repr(straight.take(pa.array(order)).to_pylist()) == repr(shuffled.to_pylist())  # NaN too
 
 
 @given(st.lists(cells, max_size=6))
@@ -253,7 +253,7 @@ def test_roles_from_types():
         }
     )
     assert column_roles(table) == Roles(("text", "category", "flag", "nothing"), ("number", "decimal", "id"))
-    named = column_roles(table, ["id"], exclude=["text"])
+    named = column_roles(table.drop_columns("text"), ["id"])
     assert named == Roles(("category", "flag", "id", "nothing"), ("number", "decimal"))
 
 
@@ -264,7 +264,6 @@ def test_dates_have_a_role_only_by_name():
     ):
         column_roles(table)
     assert column_roles(table, ["day"]) == Roles(("day",), ("x",))
-    assert column_roles(table, exclude=["day"]) == Roles((), ("x",))
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,13 @@ def test_the_published_width(signal_and_noise):
     auto = EntityEmbeddingEncoder(**SETTINGS).fit(X, y)
     axes = auto.axes_["strong"]
     assert len(axes["reliability"]) == 9  # 1.6 * 22 ** 0.56
-    kept = (axes["reliability"] >= 0.5) & (axes["share"] >= 0.01)
-    assert auto.embeddings_["strong"].learned_vectors.shape[1] == kept.sum()
+    best, second = np.sort(axes["reliability"])[:-3:-1]
+    assert best > second > auto.min_reliability
+    for limit in (auto.min_reliability, second, (second + best) / 2, best, (best + 1) / 2):
+        table = EntityEmbeddingEncoder(min_reliability=limit, **SETTINGS).fit(X, y).embeddings_["strong"]
+        kept = axes["reliability"] >= limit
+        assert table.embedding_dim - table.ranked == max(kept.sum(), 1)
+        assert table.vectors.any() == kept.any()
     fixed = EntityEmbeddingEncoder(embedding_dim={"noise": 3, "strong": "auto"}, **SETTINGS).fit(X, y)
     assert fixed.embeddings_["noise"].embedding_dim == 3
     assert fixed.embeddings_["noise"].vectors.any()

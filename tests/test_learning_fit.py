@@ -147,7 +147,7 @@ def test_early_stopping_reports_the_watched_rows(sales):
     ).fit(*sales)
     losses = [epoch["validation_loss"] for epoch in encoder.history_]
     assert encoder.best_iter_ == 1 + int(np.argmin(losses))
-    assert encoder.n_iter_ == len(losses) <= 30
+    assert encoder.n_iter_ == len(losses) == encoder.best_iter_ + 2 < 30
 
 
 def test_batch_size_and_device():
