@@ -78,8 +78,8 @@ def _running_options() -> list[Callable]:
             type=click.Choice(["float32", "bfloat16"]),
             default="float32",
             show_default=True,
-            help="Precision of matrix products in training; bfloat16 is faster where the processor or GPU has "
-            "it, and several times slower elsewhere.",
+            help="Of matrix products in training; bfloat16 is faster where the processor or GPU has it, and "
+            "several times slower elsewhere.",
         ),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto."),
         click.option(
@@ -180,6 +180,6 @@ def saving(
 
 
 def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None) -> None:
-    # torch and Arrow read it when they are loaded, which no command has done yet.
+    # torch and Arrow read these when they are loaded, which no command has done yet.
     if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)

@@ -428,7 +428,8 @@ cli.main(["verify", "x"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_threads_reach_torch(parquet_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_threads_reach_torch(variable: str, parquet_file: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from embedkit.cli import main
@@ -437,7 +438,10 @@ import torch
 print(torch.get_num_threads())
 """
     command = ["fit", parquet_file, "--target", "sales", "--out", tmp_path / "s", "--threads", 2, "-q", *FAST]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, check=True)
+    environment = os.environ | {variable: "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], capture_output=True, check=True, env=environment
+    )
     assert done.stdout == b"2\n"
 
 
