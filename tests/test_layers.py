@@ -176,7 +176,7 @@ np.save(sys.argv[3], found)
 
 
 @pytest.mark.parametrize(
-    "code", ["import embedkit", "from embedkit.cli import main; main(['--help'], 'x', None, False)"]
+    "code", ["import embedkit", "from embedkit.cli import main; main(['--help'], standalone_mode=False)"]
 )
 def test_start_is_light(code: str) -> None:
     loaded = set(run_python(f"{code}; import sys; print(*sys.modules)").split())

@@ -51,7 +51,8 @@ class LRFinderResult:
     suggestions : dict of str to float
         The rate that each of `RULES` suggests. Empty when the curve is too short to read.
     suggestion : float
-        The rate to use: the chosen rule's when the curve is reliable, the fallback when it is not.
+        The rate to use: the chosen rule's, held within the bounds, when the curve is reliable; else the
+        fallback.
     reliable : bool
         Whether the curve can be trusted.
     reason : str
