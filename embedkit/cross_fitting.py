@@ -198,23 +198,20 @@ class Pilot:
             settings.seed,
         )
 
-    def scores(self, cross_fitted: Collection[str]) -> dict[str, np.ndarray]:
-        """R2 or ROC AUC of quick models on each block of the held-out rows, mean over the targets."""
-        from embedkit.models import MODELS, make_model
+    def score(self, name: str, cross_fitted: Collection[str]) -> np.ndarray:
+        """R2 or ROC AUC of a quick model on each block of the held-out rows, mean over the targets."""
+        from embedkit.models import make_model
 
         train = self.train.copy()
-        put_vectors(train, self.embeddings, {name: self.crossed[name] for name in cross_fitted})
-        scores = {}
-        for name in MODELS:
-            found = []
-            for i, head in enumerate(self.heads):
-                kind = "regression" if head.kind == "continuous" else head.kind
-                model = make_model(name, kind, scale=False, random_state=self.seed, n_jobs=1)
-                model.set_params(**QUICK[name])
-                y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
-                found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
-            scores[name] = np.mean(found, axis=0)
-        return scores
+        put_vectors(train, self.embeddings, {column: self.crossed[column] for column in cross_fitted})
+        found = []
+        for i, head in enumerate(self.heads):
+            kind = "regression" if head.kind == "continuous" else head.kind
+            model = make_model(name, kind, scale=False, random_state=self.seed, n_jobs=1)
+            model.set_params(**QUICK[name])
+            y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
+            found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
+        return np.mean(found, axis=0)
 
 
 def _pilot_settings(settings: "Settings", max_lr: float, n_rows: int) -> "Settings":
@@ -285,10 +282,18 @@ def choose(
     affected = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
     n = len(affected)
     tried = [affected[:size] for size in sorted({0, n // 3, 2 * n // 3, n})]
-    # Threads side by side are faster than those of one small model, whose sums would depend on their order.
+    # Small models side by side are faster than one on all threads, whose sums would depend on their order.
+    # But KNN limits the threads of BLAS while it runs, for the whole process: never two at a time.
     with ThreadPoolExecutor(min(pa.cpu_count(), len(tried))) as pool:
-        futures = [pool.submit(pilot.scores, names) for names in tried]
-        found = [future.result() for future in progress(futures)]
+        trees = [
+            {model: pool.submit(pilot.score, model, names) for model in QUICK if model != "knn"}
+            for names in tried
+        ]
+        knn = [pilot.score("knn", names) for names in progress(tried)]
+    found = [
+        {"knn": first, **{model: future.result() for model, future in others.items()}}
+        for first, others in zip(knn, trees, strict=True)
+    ]
     blocks = [np.mean(list(models.values()), axis=0) for models in found]  # each (n_blocks,)
     scores = [
         {
