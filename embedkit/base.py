@@ -19,7 +19,7 @@ from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embedkit.learning.learned import Settings, Task
+    from embedkit.learning.learned import Learned, Settings, Task
     from embedkit.learning.lr_finder import LRFinderResult
 
 
@@ -139,20 +139,17 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             If torch is not installed.
         """
         require("torch", "train")
-        from embedkit import archive
         from embedkit.learning.fit import UnstableTrainingError, learn
 
         if checkpoint is not None:
             check_repeatable(self)
         saving = {"checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
         try:
-            self._learned = learn(self._task(X, y, sample_weight, cache_dir), **saving)
+            self._keep(learn(self._task(X, y, sample_weight, cache_dir), **saving))
         except UnstableTrainingError as error:
             if error.learned is not None:
-                self._learned = error.learned
-                self._publish(archive.embedding_set(self))
+                self._keep(error.learned)
             raise
-        self._publish(archive.embedding_set(self))
         return self
 
     def extend(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -179,14 +176,12 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             If `fit` has not been called.
         """
         require("torch", "train")
-        from embedkit import archive
         from embedkit.learning.extend import extend
 
         check_is_fitted(self)
         table = self._read(X, reset=False)
         targets, weights = self._targets(y, table.num_rows), self._weights(sample_weight, table.num_rows)
-        self._learned = extend(self._learned, table, targets, weights, self.min_frequency)
-        self._publish(archive.embedding_set(self))
+        self._keep(extend(self._learned, table, targets, weights, self.min_frequency))
         return self
 
     def fit_transform(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> np.ndarray:
@@ -212,12 +207,11 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         if self.cross_fit is False:
             return self.fit(X, y, sample_weight=sample_weight).transform(X)
         require("torch", "train")
-        from embedkit import archive
         from embedkit.cross_fitting import cross_fit_rows, put_vectors
 
         task = self._task(X, y, sample_weight)
-        self._learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
-        self._publish(archive.embedding_set(self))
+        learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
+        self._keep(learned)
         vectors = self.embeddings_.transform(task.table)
         put_vectors(vectors, self.embeddings_, crossed)
         return vectors
@@ -315,6 +309,12 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _keep(self, learned: "Learned") -> None:
+        from embedkit import archive
+
+        self._learned = learned
+        self._publish(archive.embedding_set(self))
 
     def _publish(self, embeddings: EmbeddingSet) -> None:
         """The fitted attributes, from what was learned."""

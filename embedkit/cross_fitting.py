@@ -43,31 +43,31 @@ QUICK = {
 }
 
 
-def plan_folds(task: "Task", cross_fit: Any, groups: Any) -> Folds | str:
-    """The folds of `cross_fit_rows`, or why it cannot be measured whether they pay."""
+def plan_folds(task: "Task", cross_fit: Any, groups: Any) -> tuple[Folds | None, str]:
+    """The folds of `cross_fit_rows`; None, and why, where it cannot be measured whether they pay."""
     targets, seed = task.targets, task.settings.seed
     groups = None if groups is None else np.asarray(groups)
     if groups is not None and groups.shape != (len(targets),):
         raise InputError(f"groups must have one entry for each of {len(targets)} rows, got {groups.shape=}")
     if not isinstance(cross_fit, str):
-        return make_folds(cross_fit, targets, groups, seed)
+        return make_folds(cross_fit, targets, groups, seed), ""
     if cross_fit != "auto":
         raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
     present = rows_present(task.sample_weight, len(targets))
     n_rows = int(present.sum())
     if n_rows < MIN_ROWS:
-        return f"{n_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
+        return None, f"{n_rows} rows are too few to measure it, {MIN_ROWS:,} are needed"
     groups = None if groups is None else groups[present]
     n_folds = N_FOLDS if groups is None else min(N_FOLDS, len(np.unique(groups)))
     if n_folds < 2:
-        return "all rows are of one group, which leaves none to measure it on"
+        return None, "all rows are of one group, which leaves none to measure it on"
     folds = make_folds(n_folds, targets[present], groups, seed)
     if _fold_to_hold_out(folds, np.ones(n_rows, dtype=bool)) is None:
-        return "the groups are too unequal to hold some of them out"
+        return None, "the groups are too unequal to hold some of them out"
     # Nothing is learned from rows of weight 0: any tables may encode them.
     test, cells = np.zeros((2, len(present)), dtype=np.int64)
     test[present], cells[present] = folds.test, folds.cells
-    return Folds(test, cells, folds.excluded)
+    return Folds(test, cells, folds.excluded), ""
 
 
 def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned", dict[str, np.ndarray]]:
@@ -91,11 +91,11 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
     settings = task.settings
-    folds = plan_folds(task, cross_fit, groups)
+    folds, why_none = plan_folds(task, cross_fit, groups)
     learned = learn(task)
     features = [part.feature for part in learned.tables]
-    if isinstance(folds, str):
-        return replace(learned, cross_fit=_record(features, (), (), {}, [], folds)), {}
+    if folds is None:
+        return replace(learned, cross_fit=_record(features, (), (), {}, [], why_none)), {}
     n_cells = folds.excluded.shape[1]
     rows = coded_rows(learned, task)
     evidence = gather_evidence(learned, rows, folds.cells, n_cells, settings.seed)
@@ -188,14 +188,14 @@ class Pilot:
         train, held = (rng.permutation(part)[:MAX_ROWS] for part in (train, held))
         found = look_up(evidence, rows.codes.numpy()[train], folds.test[train], folds.excluded)
         return cls(
-            embeddings,
-            left_out,
-            embeddings.transform(table.take(train)),
-            embeddings.transform(table.take(held)),
-            dict(zip(task.roles.categorical, found, strict=True)),
-            (targets[train], targets[held]),
-            task.heads,
-            settings.seed,
+            embeddings=embeddings,
+            useless=left_out,
+            train=embeddings.transform(table.take(train)),
+            held_out=embeddings.transform(table.take(held)),
+            crossed=dict(zip(task.roles.categorical, found, strict=True)),
+            targets=(targets[train], targets[held]),
+            heads=task.heads,
+            seed=settings.seed,
         )
 
     def score(self, name: str, cross_fitted: Collection[str]) -> np.ndarray:

@@ -101,27 +101,24 @@ class Evaluation:
         """
         records = []
         for (model, encoding), rows in self.scores.groupby(["model", "encoding"], sort=False):
-            gain = self._difference((model, "embedkit"), (model, encoding))
+            gain = error = probability = np.nan
+            if encoding != "embedkit":
+                gain, error, probability = self._difference((model, "embedkit"), (model, encoding))
             times = rows[["fit_seconds", "transform_seconds", "model_seconds"]].sum(axis=1)
             records.append(
-                (
-                    *(model, encoding, rows["score"].mean(), rows["score"].std(ddof=1)),
-                    *(gain if encoding != "embedkit" else (np.nan,) * 3),
-                    *(rows["n_columns"].mean(), times.mean()),
-                )
+                {
+                    "model": model,
+                    "encoding": encoding,
+                    "score": rows["score"].mean(),
+                    "spread": rows["score"].std(ddof=1),
+                    "gain": gain,
+                    "error": error,
+                    "probability": probability,
+                    "n_columns": rows["n_columns"].mean(),
+                    "seconds": times.mean(),
+                }
             )
-        names = [
-            "model",
-            "encoding",
-            "score",
-            "spread",
-            "gain",
-            "error",
-            "probability",
-            "n_columns",
-            "seconds",
-        ]
-        return pd.DataFrame(records, columns=names)
+        return pd.DataFrame(records)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,27 @@ EVALUATION_BATCH = 16_384
 # other steps take all threads.
 SMALL_BATCH = 1_024
 WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+class BatchResult(NamedTuple):
+    """What a pass over a batch gives besides the gradients of the layers.
+
+    Attributes
+    ----------
+    slopes : list of tensor of shape (batch, width)
+        Of the mean loss by the vectors of each feature.
+    squares : tensor of shape (n_heads,) or None
+        Mean squared errors; None without a continuous target.
+    loss : tensor
+        Mean over the batch.
+    accuracy : tensor or None
+        Share of the rows whose class is right; None without classes.
+    """
+
+    slopes: list[torch.Tensor]
+    squares: torch.Tensor | None
+    loss: torch.Tensor
+    accuracy: torch.Tensor | None
 
 
 class Trainer:
@@ -140,48 +161,50 @@ class Trainer:
 
     def _take_step(self, batch: Rows, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         self.moving = False
-        slopes, errors, loss, hits = self._gradients(batch)
+        result = self._gradients(batch)
         self.moving = True  # from here on memory must not run out
         self.layers.step(self.gradients.gradient, lr)
-        self.tables.step(batch.codes, slopes, TABLE_RATE * lr)
-        if errors is not None:
-            self.noise.lerp_(errors, 0.01).clamp_(min=MIN_NOISE, max=1.0)
+        self.tables.step(batch.codes, result.slopes, TABLE_RATE * lr)
+        if result.squares is not None:
+            self.noise.lerp_(result.squares, 0.01).clamp_(min=MIN_NOISE, max=1.0)
         self.moving = False
-        return loss, hits
+        return result.loss, result.accuracy
 
-    def _gradients(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
+    def _gradients(self, batch: Rows) -> BatchResult:
         """As `_pass`, of a whole batch."""
         if self.group is not None:
             return self._shared_pass(batch)
         return self._pass(batch, len(batch)) if self.micro_batch >= len(batch) else self._passes(batch)
 
-    def _shared_pass(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
+    def _shared_pass(self, batch: Rows) -> BatchResult:
         """As `_pass`, of a batch that the processes of the group share."""
         rows, add = self.group.share(batch), self.group.add
         with self.group.own_draws(rows.codes.device):
-            slopes, errors, loss, hits = self._pass(rows, len(batch))
+            own = self._pass(rows, len(batch))
         add(self.gradients.gradient)
+        hits = own.accuracy
         if hits is not None:
             hits = add(hits * (rows.weights.sum() / batch.weights.sum()))
-        slopes = [self.group.side_by_side(part) for part in slopes]
-        return slopes, None if errors is None else add(errors), add(loss), hits
+        slopes = [self.group.side_by_side(part) for part in own.slopes]
+        squares = None if own.squares is None else add(own.squares)
+        return BatchResult(slopes, squares, add(own.loss), hits)
 
-    def _pass(self, rows: Rows, batch_size: int) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
-        """Gradients from rows of a batch: those of the layers in place, by the vectors, squared errors, loss
-        and accuracy given back (None where there are none)."""
+    def _pass(self, rows: Rows, batch_size: int) -> BatchResult:
+        """Gradients from rows of a batch; those of the layers stay in place."""
         outputs = self.gradients.forward(self.tables.lookup(rows.codes), rows.numeric)
         weights = rows.weights / self.mean_weight
         slope = output_gradients(self.heads, outputs, rows.targets, self.noise)
         slopes = self.gradients.backward(slope * (weights / batch_size)[:, None])
-        errors = None
+        squares = None
         if any(head.kind == "continuous" for head in self.heads):
-            squares = squared_errors(self.heads, outputs, rows.targets)  # (batch, n_heads)
-            errors = (squares * weights[:, None]).sum(dim=0) / batch_size
+            errors = squared_errors(self.heads, outputs, rows.targets)  # (batch, n_heads)
+            squares = (errors * weights[:, None]).sum(dim=0) / batch_size
         # Sums, not products of vectors: those come out otherwise on another number of threads.
         loss = (row_losses(self.heads, outputs, rows.targets) * weights).sum() / batch_size
-        return slopes, errors, loss, accuracy(self.heads, outputs, rows.targets, rows.weights)
+        hits = accuracy(self.heads, outputs, rows.targets, rows.weights)
+        return BatchResult(slopes, squares, loss, hits)
 
-    def _passes(self, batch: Rows) -> tuple[list[torch.Tensor], Any, torch.Tensor, Any]:
+    def _passes(self, batch: Rows) -> BatchResult:
         """As `_pass`, a few rows at a time."""
         gradient, results, shares = torch.zeros_like(self.gradients.gradient), [], []
         for rows in batch.batches(self.micro_batch):
@@ -189,10 +212,10 @@ class Trainer:
             shares.append(rows.weights.sum() / batch.weights.sum())
             gradient += self.gradients.gradient
         self.gradients.gradient.copy_(gradient)
-        slopes, errors, losses, hits = zip(*results, strict=True)
-        return (
+        slopes, squares, losses, hits = zip(*results, strict=True)
+        return BatchResult(
             [torch.cat(parts) for parts in zip(*slopes, strict=True)],
-            None if errors[0] is None else sum(errors),
+            None if squares[0] is None else sum(squares),
             sum(losses),
             None if hits[0] is None else sum(h * share for h, share in zip(hits, shares, strict=True)),
         )
