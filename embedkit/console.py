@@ -209,7 +209,7 @@ def worst(store: str, version: str | None, data: str, target: Sequence[str], lim
         data,
         target or names,
         columns=predictor.embeddings_.metadata["feature_names_in"],
-        types={feature: table.categories.type for feature, table in predictor.embeddings_.items()},
+        text=predictor.embeddings_.text_features,
     )
     lines = ["Rows with the highest loss:", _frame(predictor.top_losses(rows.X, rows.y, limit))]
     lines += ["Categories that cost the most above the average:"]

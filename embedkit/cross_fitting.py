@@ -6,6 +6,7 @@ not, and where the targets have little noise the vectors are right to repeat the
 on a fold that is held out of the tables and of the models that are asked.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -284,12 +285,17 @@ def choose(
     tried = [affected[:size] for size in sorted({0, n // 3, 2 * n // 3, n})]
     # Small models side by side are faster than one on all threads, whose sums would depend on their order.
     # But KNN limits the threads of BLAS while it runs, for the whole process: never two at a time.
-    with ThreadPoolExecutor(min(pa.cpu_count(), len(tried))) as pool:
+    # scikit-learn changes the filters of warnings, for the whole process too: they are put back.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(pa.cpu_count(), len(tried))) as pool:
         trees = [
             {model: pool.submit(pilot.score, model, names) for model in QUICK if model != "knn"}
             for names in tried
         ]
-        knn = [pilot.score("knn", names) for names in progress(tried)]
+        try:
+            knn = [pilot.score("knn", names) for names in progress(tried)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     found = [
         {"knn": first, **{model: future.result() for model, future in others.items()}}
         for first, others in zip(knn, trees, strict=True)

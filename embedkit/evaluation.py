@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pandas as pd
 
 from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
 from embedkit.errors import InputError, did_you_mean, require
-from embedkit.frames import column_roles, is_array, numeric_block, to_table
+from embedkit.frames import is_array, numeric_block, to_table
 from embedkit.models import MODELS
+from embedkit.roles import column_roles
 from embedkit.verdict import Evaluation
 
 KINDS = {"continuous": "regression", "binary": "binary", "multiclass": "multiclass"}
@@ -191,24 +193,17 @@ def _split(
     time: np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Positions of training and test rows of each fold."""
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
     X, y = whole.X_train, whole.y_train
     if groups is not None and time is not None:
         raise InputError("folds are made by groups or by time, not by both: give one of them")
-    moments, when = np.unique(time, return_inverse=True) if time is not None else (None, None)
-    n_parts, what = len(y), "rows"
-    if groups is not None:
-        n_parts, what = len(np.unique(groups)), "groups"
-    elif time is not None:
-        n_parts, what = len(moments), "different times"
+    n_parts = len(y) if groups is None else len(np.unique(groups))
     if n_parts <= n_folds:
+        what = "rows" if groups is None else "groups"
         raise InputError(f"{n_folds} folds need more than {n_folds} {what}, found {n_parts}: ask for fewer")
-    if time is not None:  # rows of one moment stay together
-        return [
-            tuple(np.flatnonzero(np.isin(when, part)) for part in parts)
-            for parts in TimeSeriesSplit(n_folds).split(moments)
-        ]
+    if time is not None:
+        return _split_by_time(time, n_folds)
     if groups is not None:
         return list(GroupKFold(n_folds, shuffle=True, random_state=random_state).split(X, y, groups))
     if whole.kind != "regression":
@@ -220,6 +215,24 @@ def _split(
             )
     folds = KFold if whole.kind == "regression" else StratifiedKFold
     return list(folds(n_folds, shuffle=True, random_state=random_state).split(X, y))
+
+
+def _split_by_time(time: np.ndarray, n_folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds of about as many rows each, tested on what comes later; rows of one moment stay together."""
+    order = np.argsort(time, kind="stable")
+    ordered = time[order]
+    size = len(order) // (n_folds + 1)
+    cuts = []
+    for cut in range(len(order) - n_folds * size, len(order), size):
+        before, after = (int(np.searchsorted(ordered, ordered[cut], side)) for side in ("left", "right"))
+        cuts.append(before if cut - before <= after - cut else after)
+    cuts.append(len(order))
+    if min(np.diff([0, *cuts])) < 2:
+        raise InputError(
+            f"rows cannot be split into {n_folds} folds of different times, as too many have the same: "
+            "ask for fewer folds, or split by a finer time"
+        )
+    return [(order[:start], order[start:stop]) for start, stop in pairwise(cuts)]
 
 
 def _estimator(whole: Problem, random_state: int, parameters: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from embedkit.errors import (
     repeated,
     require,
 )
-from embedkit.frames import is_index, plain_table, type_family, weight_column
+from embedkit.frames import is_index, type_family, weight_column, without_null_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ class TrainingData:
         return EntityEmbeddingEncoder(target_type=task, **parameters)
 
 
-def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
+def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
     """Read a CSV or Parquet file.
 
     Parameters
@@ -109,8 +109,8 @@ def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None 
     path : path
         A file whose name ends in ``.parquet``, ``.csv`` or ``.csv.gz``, or a directory of Parquet files.
         Empty cells of a CSV file, and the usual marks (NA, NULL, nan), are missing values.
-    types : dict of str to pa.DataType, optional
-        Types of columns of a CSV file; by default those that their cells suggest.
+    text : iterable of str
+        Columns of a CSV file that are text also where all their cells look like numbers.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None 
     if not (is_csv or path.is_dir() or path.suffix.lower() == ".parquet"):
         raise InputError(f"{path} is of an unknown kind: give a file named .csv, .csv.gz or .parquet")
     try:
-        table = _read_csv(path, types or {}) if is_csv else _read_parquet(path)
+        table = _read_csv(path, text) if is_csv else _read_parquet(path)
     except (pa.ArrowException, OSError, EOFError) as error:
         kind = "CSV" if is_csv else "Parquet"
         reason = first_line(error)
@@ -148,13 +148,13 @@ def read_training(
     drop: Sequence[str] = (),
     weight: str | None = None,
     skip_missing_target: bool = False,
-    types: Mapping[str, pa.DataType] | None = None,
+    text: Iterable[str] = (),
 ) -> TrainingData:
     """Read rows to learn from.
 
     Parameters
     ----------
-    path, types
+    path, text
         See `read_table`.
     target : sequence of str
         What is to be predicted: one column or several.
@@ -178,7 +178,7 @@ def read_training(
     InputError
         If the file cannot be read, lacks a column, or has weights that are no weights.
     """
-    table = read_table(path, types)
+    table = read_table(path, text)
     used = _used_columns(path, table, target, columns, categorical, drop, weight)
     table = _with_target(path, table, target, skip_missing_target)
     return TrainingData(
@@ -202,16 +202,11 @@ def open_training(
     stream : bool, optional
         Whether not to read the rows at once. By default this depends on their number.
     **roles
-        As of `read_training`.
+        As of `read_training`, which says also what is raised.
 
     Returns
     -------
     TrainingData
-
-    Raises
-    ------
-    InputError
-        As `read_training` does.
     """
     if stream or (stream is None and _is_large(path)):
         return _stream_training(path, target, **roles)
@@ -331,14 +326,19 @@ def check_writable(path: str | os.PathLike) -> None:
         raise OutputError(f"cannot write to {path}: {error.strerror} ({existing})") from error
 
 
-def _read_csv(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+def _read_csv(path: Path, text: Iterable[str]) -> pa.Table:
     from pyarrow import csv
 
-    return csv.read_csv(
+    from embedkit.serving.sources import check_closed
+
+    types = dict.fromkeys(text, pa.string())
+    table = csv.read_csv(
         path,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=types),
     )
+    check_closed(str(path), table, lambda: pa.input_stream(path))
+    return table
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -348,7 +348,7 @@ def _read_parquet(path: Path) -> pa.Table:
 
     if path.is_file():
         _check_unique(path, pq.read_schema(path).names)  # a dataset fails on these, and does not say why
-    return plain_table(open_dataset(path).to_table())
+    return without_null_keys(open_dataset(path).to_table())
 
 
 def _check_unique(path: Path, names: Sequence[str]) -> None:

@@ -1,9 +1,8 @@
-"""Any dataframe becomes Arrow columns, and every column gets a role."""
+"""Any dataframe becomes Arrow columns."""
 
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,22 +12,6 @@ from embedkit.errors import InputError, did_you_mean, first_line, repeated
 
 # What pa.array raises on cells that no single Arrow type holds.
 _CONVERSION_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
-
-
-@dataclass(frozen=True)
-class Roles:
-    """What each column is for.
-
-    Attributes
-    ----------
-    categorical : tuple of str
-        Columns whose values get a vector, in the order of the table.
-    numeric : tuple of str
-        Columns that enter as numbers, in the order of the table.
-    """
-
-    categorical: tuple[str, ...]
-    numeric: tuple[str, ...]
 
 
 def is_index(name: str) -> bool:
@@ -100,13 +83,13 @@ def to_table(
     return pa.table(arrays, names=list(wanted))
 
 
-def plain_table(table: pa.Table) -> pa.Table:
-    """Columns as `to_table` has them, no dictionary of which has a null: keys of directories have."""
+def without_null_keys(table: pa.Table) -> pa.Table:
+    """A table no dictionary of which has a null: keys of directories have."""
     for i, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type) and any(c.dictionary.null_count for c in table[i].chunks):
             plain = pa.chunked_array([chunk.dictionary_decode() for chunk in table[i].chunks])
             table = table.set_column(i, field.name, plain.dictionary_encode())
-    return to_table(table)
+    return table
 
 
 def to_column(values: Any, name: str, *, as_strings: bool = False) -> pa.Array | pa.ChunkedArray:
@@ -144,61 +127,6 @@ def type_family(dtype: pa.DataType) -> str:
     if types.is_date(dtype) or types.is_timestamp(dtype) or types.is_time(dtype) or types.is_duration(dtype):
         return "time"
     return "null" if types.is_null(dtype) else "other"
-
-
-def column_roles(table: pa.Table, categorical_features: str | Sequence[str] = "from_dtype") -> Roles:
-    """Decide which columns are categories and which are numbers.
-
-    Parameters
-    ----------
-    table : pa.Table
-        The data, from `to_table`.
-    categorical_features : "from_dtype" or sequence of str
-        Columns to take as categorical beside those that can be nothing else. From their type, strings,
-        dictionaries (pandas or polars category) and booleans are categorical; integers, floats and decimals
-        are numeric. Integer ids and dates have to be named here.
-
-    Returns
-    -------
-    Roles
-
-    Raises
-    ------
-    InputError
-        If a named column does not exist, a date is not named, or a column is nested.
-    """
-    if isinstance(categorical_features, str):
-        if categorical_features != "from_dtype":
-            raise InputError(
-                f"categorical_features must be 'from_dtype' or a list of names, got {categorical_features=}"
-            )
-        categorical_features = ()
-    if not np.iterable(categorical_features):
-        raise InputError(
-            f"categorical_features must be 'from_dtype' or a list of names, got {categorical_features=}"
-        )
-    missing = [name for name in categorical_features if name not in table.column_names]
-    if missing:
-        hint = did_you_mean(map(str, missing), table.column_names)
-        raise InputError(f"categorical_features names {missing}, which the data does not have{hint}")
-    categorical, numeric = [], []
-    for field in table.schema:
-        family = type_family(field.type)
-        if family == "other":
-            raise InputError(
-                f"column {field.name!r} holds {field.type}: a category argument must be a string "
-                "or a number; turn its cells into strings or drop it"
-            )
-        if family == "number" and not pa.types.is_dictionary(field.type):
-            (categorical if field.name in categorical_features else numeric).append(field.name)
-        elif family != "time" or pa.types.is_dictionary(field.type) or field.name in categorical_features:
-            categorical.append(field.name)
-        else:
-            raise InputError(
-                f"column {field.name!r} is {field.type}, neither category nor number: "
-                "name it in categorical_features or drop it"
-            )
-    return Roles(tuple(categorical), tuple(numeric))
 
 
 def numeric_block(table: pa.Table, names: Sequence[str]) -> np.ndarray:

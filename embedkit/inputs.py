@@ -11,7 +11,8 @@ import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
 from embedkit.errors import InputError, did_you_mean, first_line, repeated
-from embedkit.frames import Roles, column_roles, is_index, plain_table, type_family, weight_column
+from embedkit.frames import is_index, to_table, type_family, weight_column, without_null_keys
+from embedkit.roles import Roles, column_roles
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -192,7 +193,7 @@ def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
     try:
         if stream.dataset.count_rows() > max_rows:
             return None
-        return plain_table(stream.dataset.to_table())
+        return to_table(without_null_keys(stream.dataset.to_table()))
     except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error

@@ -1,6 +1,7 @@
 """Category values become codes; what missing, unknown and rare mean is decided here and nowhere else."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ MISSING = 0
 UNKNOWN = 1
 #: Code of the first category.
 FIRST = 2
-# From here on a float stands for several whole numbers.
-EXACT_FLOATS = 2.0**53
+# From here on a float of so many bits stands for several whole numbers.
+EXACT_FLOATS = {16: 2**11, 32: 2**24, 64: 2**53}
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +189,12 @@ class Vocabulary:
         learned, found = self.categories.type, values.type
         if not len(self.categories):
             return values, self.categories  # an empty vocabulary knows no value, whatever its type
-        if (common := _exact_type(values, learned)) is not None:
-            return values.cast(common), self.categories.cast(common)
+        if (common := _exact_type(found, learned)) is not None:
+            try:
+                return values.cast(learned), self.categories
+            except pa.ArrowException:  # some values do not fit
+                with suppress(pa.ArrowException):
+                    return values.cast(common), self.categories.cast(common)
         # Arrow reads a time without a zone as UTC, which nobody has said.
         same_clock = (getattr(found, "tz", None) is None) == (getattr(learned, "tz", None) is None)
         detail = ""
@@ -197,7 +202,7 @@ class Vocabulary:
             try:
                 # Floats first lose their NaN, which no other type can hold.
                 values = _canonical(values, self.feature)
-                self._check_precision(values)
+                self._check_precision(values, found)
                 cast = values.cast(learned)
                 # Arrow drops the time of day without a word where a time becomes a date.
                 if type_family(learned) != "time" or cast.cast(values.type).equals(values):
@@ -210,34 +215,31 @@ class Vocabulary:
             f"is {found} now{detail}: cast it to {learned}"
         )
 
-    def _check_precision(self, values: pa.Array) -> None:
+    def _check_precision(self, values: pa.Array, found: pa.DataType) -> None:
         """Raise InputError where whole numbers arrive as floats that stand for their neighbours too."""
-        if not (pa.types.is_floating(values.type) and pa.types.is_integer(self.categories.type)):
+        if not (pa.types.is_floating(found) and pa.types.is_integer(self.categories.type)):
             return
+        exact = EXACT_FLOATS[found.bit_width]
         ends = [abs(category.as_py()) for category in (self.categories[0], self.categories[-1])]
         largest = pc.max(pc.abs(values)).as_py()
-        if max(ends) >= EXACT_FLOATS and largest is not None and largest >= EXACT_FLOATS:
+        if max(ends) >= exact and largest is not None and largest >= exact:
             raise InputError(
-                f"column {self.feature!r} was {self.categories.type} when learned, and now holds floats such "
-                f"as {largest:.17g}, which stand for several whole numbers: read it as integers (Int64 in "
-                "pandas, where values are missing)"
+                f"column {self.feature!r} was {self.categories.type} when learned, and now is {found} with "
+                f"values such as {largest:.17g}, which stand for several whole numbers: read it as integers "
+                "(Int64 in pandas, where values are missing)"
             )
 
 
-def _exact_type(values: pa.Array, learned: pa.DataType) -> pa.DataType | None:
-    """A decimal type that holds both values and categories, where one of them cannot hold the other."""
-    found, types = values.type, pa.types
-    if not all(types.is_integer(dtype) or types.is_decimal(dtype) for dtype in (found, learned)):
+def _exact_type(found: pa.DataType, learned: pa.DataType) -> pa.DataType | None:
+    """A decimal type that holds all values of two types of integers or decimals; None if there is none."""
+    types = pa.types
+    if found == learned:
         return None
-    if types.is_integer(found) and types.is_integer(learned):
-        needed = types.is_uint64(found) and pc.max(values).as_py() > np.iinfo(np.int64).max
-    else:
-        needed = found != learned
-    if not needed:
+    if not all(types.is_integer(dtype) or types.is_decimal(dtype) for dtype in (found, learned)):
         return None
     digits = [(20, 0) if types.is_integer(t) else (t.precision - t.scale, t.scale) for t in (found, learned)]
     before, after = (max(part) for part in zip(*digits, strict=True))
-    return pa.decimal256(min(before + after, 76), after)
+    return pa.decimal256(before + after, after) if before + after <= 76 else None
 
 
 def _factorize(column: pa.Array | pa.ChunkedArray, feature: str) -> tuple[pa.Array, np.ndarray]:

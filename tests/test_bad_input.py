@@ -134,6 +134,16 @@ def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("town,sales\n" + '"Bad\nHomburg",1.5\n' * 100_000)
     read = files.read_training(tmp_path / "rows.csv", ["sales"])
     assert set(read.X["town"].to_pylist()) == {"Bad\nHomburg"}
+    (tmp_path / "open.csv").write_text("sales,town\n1.5,a\n" + '1.5,"a\n' + "1.5,a\n" * 100)
+    with pytest.raises(InputError, match=r"open\.csv ends inside a quoted cell: look for a quote"):
+        files.read_training(tmp_path / "open.csv", ["sales"])
+
+
+def test_columns_that_are_left_out_are_not_looked_at(shops: pa.Table, tmp_path: Path) -> None:
+    rows = shops.append_column("bytes", pa.array([b"\xff\x00"] * 240))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    read = files.read_training(tmp_path / "rows.parquet", ["sales"], drop=["bytes"])
+    assert read.X.column_names == ["shop", "town", "open", "distance"]
 
 
 @pytest.mark.parametrize("value", [7.5, 1, True, "yes"])

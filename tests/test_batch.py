@@ -343,7 +343,7 @@ def test_a_finished_output_that_lost_a_part_is_not_taken_for_complete(
         part.write_bytes(whole[:-1])
     with pytest.raises(OutputError, match=r"part-000001.parquet is gone or of another size; overwrite it"):
         transform_dataset(embedding_set, source, tmp_path / "out", resume=True)
-    transform_dataset(embedding_set, source, tmp_path / "out", overwrite=True)
+    transform_dataset(embedding_set, source, tmp_path / "out", overwrite=True, resume=True)
     assert part.read_bytes() == whole
 
 
@@ -374,6 +374,9 @@ def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
     summary = transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out")
     assert summary.rows == 200_000
     assert set(read(tmp_path / "out")["note"].to_pylist()) == {"one\ntwo"}
+    (tmp_path / "a.csv").write_text("store,note\n5,x\n" + '5,"x\n' + "5,x\n" * 1000)
+    with pytest.raises(InputError, match=r"a\.csv ends inside a quoted cell"):
+        transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out2")
 
 
 def test_what_is_sent_with_every_unit_does_not_grow_with_the_dataset(

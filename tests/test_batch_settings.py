@@ -163,10 +163,11 @@ def test_only_the_output_of_a_job_is_overwritten(
     embedding_set.save(tmp_path / "set.embedkit")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
+    (tmp_path / "notes" / "_manifest.json").write_text('{"units": []}')
     (tmp_path / "file").write_text("mine")
     before = tree(tmp_path)
     for output in ("set.embedkit", "notes"):
-        with pytest.raises(OutputError, match=f"{output} holds other files than those of a job: choose"):
+        with pytest.raises(OutputError, match=f"{output} holds other files than those of a job, or"):
             transform_dataset(tmp_path / "set.embedkit", source, tmp_path / output, overwrite=True)
     with pytest.raises(OutputError, match="file is a file: choose another output"):
         transform_dataset(embedding_set, source, tmp_path / "file", overwrite=True)

@@ -1,7 +1,10 @@
 """Training rows encoded without themselves: folds, tables without rows, the choice, and what leaks."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import sklearn
 import torch
@@ -178,6 +181,14 @@ def test_a_gain_must_be_more_than_chance(gain, error, chosen):
     assert found == chosen
     assert len(scores) == 2
     assert (f"gains {gain:.4f} +- {error:.4f}" if gain > 0 else "gains nothing") in reason
+
+
+def test_filters_of_warnings_stay_as_they_were(sales, monkeypatch):
+    monkeypatch.setattr(pa, "cpu_count", lambda: 3)
+    before = list(warnings.filters)
+    for _ in range(3):
+        EntityEmbeddingEncoder(**FAST).fit_transform(*sales)
+        assert warnings.filters == before
 
 
 def test_groups_of_very_different_sizes(sales):

@@ -27,8 +27,8 @@ from embedkit import (
     PretrainedEmbeddingEncoder,
     inputs,
 )
-from embedkit.frames import Roles
 from embedkit.learning import fit as fit_module
+from embedkit.roles import Roles
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 2, "max_lr": 0.01, "random_state": 0}
 WELL = {"hidden_layer_sizes": (16,), "max_epochs": 20, "max_lr": 0.03, "random_state": 0}
@@ -344,6 +344,13 @@ def test_bad_parameters_are_one_line_that_names_them(shops, name):
         with pytest.raises(InputError, match=message) as error:
             EntityEmbeddingEncoder(**{**FAST, name: value}).fit(data, y)
         assert "\n" not in str(error.value)
+
+
+def test_a_name_that_does_not_come_out_is_no_clash(shops):
+    X, y = shops
+    X = X.assign(city_9=1.5, city_00=1.5, area_missing=0.5)
+    out = EntityEmbeddingEncoder(**FAST).fit(X, y).get_feature_names_out()
+    assert {"city_9", "city_00", "area_missing"} < set(out)
 
 
 @pytest.mark.parametrize(

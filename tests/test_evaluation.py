@@ -244,7 +244,7 @@ def test_groups_and_time_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None
     seen.clear()
     X["when"] = np.repeat(X["when"].to_numpy()[::6], 6)  # six rows at a time
     embedkit.evaluate(X, y, categorical_features=["shop"], time="when", n_folds=4)
-    assert sum(len(problem.X_test) for problem in seen) == 72
+    assert [len(problem.X_test) for problem in seen] == [18] * 4
     for problem in seen:
         moments = [set(part["index"] // 6) for part in (problem.X_train, problem.X_test)]
         assert not moments[0] & moments[1]
@@ -301,7 +301,8 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
             {"encodings": ["native", "embedkit"], "models": ["knn"]},
             "nothing to compare embeddings with under",
         ),
-        ({"time": np.arange(60) // 15}, "5 folds need more than 5 different times, found 4"),
+        ({"time": np.arange(60) // 15}, "cannot be split into 5 folds of different times"),
+        ({"time": np.minimum(np.arange(60), 2), "n_folds": 2}, "too many have the same: ask for fewer folds"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(options: dict, message: str) -> None:

@@ -14,16 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit.errors import InputError
-from embedkit.frames import (
-    Roles,
-    as_numpy,
-    column_roles,
-    is_array,
-    numeric_block,
-    to_column,
-    to_table,
-    type_family,
-)
+from embedkit.frames import as_numpy, is_array, numeric_block, to_column, to_table, type_family
+from embedkit.roles import Roles, column_roles
 
 CELLS = {
     "text": ["a", None, "b"],

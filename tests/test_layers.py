@@ -19,7 +19,7 @@ ROOT = Path(embedkit.__file__).parent
 # and {learning, serving, report} never import each other: they meet at tables.
 LAYERS = [
     ["errors"],
-    ["frames"],
+    ["frames", "roles"],
     ["vocabulary"],
     ["columns", "tables"],
     ["layout", "store"],

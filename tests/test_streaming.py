@@ -25,7 +25,7 @@ from embedkit import (
 )
 from embedkit import inputs as inputs_module
 from embedkit.errors import OutputError
-from embedkit.frames import Roles, to_table
+from embedkit.frames import to_table
 from embedkit.learning import numeric as numeric_module
 from embedkit.learning import stored_rows, streaming
 from embedkit.learning.learned import Settings, Task
@@ -34,6 +34,7 @@ from embedkit.learning.prepare import prepare
 from embedkit.learning.stored_rows import RowWriter
 from embedkit.learning.streaming import Stream, ValueCounts, scan_heads
 from embedkit.learning.targets import make_heads
+from embedkit.roles import Roles
 from embedkit.vocabulary import UNKNOWN, Vocabulary
 
 SMALL = {"hidden_layer_sizes": (8,), "max_epochs": 2, "max_lr": 0.01, "random_state": 0}

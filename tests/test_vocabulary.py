@@ -276,8 +276,12 @@ def test_fit_refuses(column, settings, message):
 def test_whole_numbers_as_floats_must_be_exact():
     vocabulary = Vocabulary.fit(pa.array([2**53 + 1, 2**53 + 2, 7]), "id")
     assert vocabulary.encode(pa.array([7.0, None, 8.0])).tolist() == [2, 0, 1]
-    with pytest.raises(InputError, match=r"'id' was int64 .* floats such as 9007199254740992, .*Int64"):
+    with pytest.raises(InputError, match=r"'id' was int64 .* is double with values such as 9007199254740992, .*Int64"):
         vocabulary.encode(pa.array([7.0, 2.0**53, None]))
+    narrow = Vocabulary.fit(pa.array([2**24 + 1, 2**24 + 2]), "id")
+    assert narrow.encode(pa.array([2.0**24 + 1])).tolist() == [2]
+    with pytest.raises(InputError, match="and now is float with values such as 16777216"):
+        narrow.encode(pa.array([2**24 + 1], pa.float32()))
     small = Vocabulary.fit(pa.array([1, 2]), "id")
     assert small.encode(pa.array([2.0**60, 2.0])).tolist() == [1, 3]
 

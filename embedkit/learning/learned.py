@@ -9,10 +9,10 @@ import numpy as np
 
 from embedkit.columns import EmbeddingTable, NumericColumn
 from embedkit.errors import InputError
-from embedkit.frames import Roles
 from embedkit.learning.lr_finder import LRFinderResult
 from embedkit.learning.numeric import NUMERIC_OUTPUTS, NumericInputs
 from embedkit.learning.targets import Head
+from embedkit.roles import Roles
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -51,8 +51,7 @@ class LRFinderResult:
     suggestions : dict of str to float
         The rate that each of `RULES` suggests. Empty when the curve is too short to read.
     suggestion : float
-        The rate to use: the chosen rule's, held within the bounds, when the curve is reliable; else the
-        fallback.
+        The rate to use: the chosen rule's, within the bounds; the fallback when the curve is not reliable.
     reliable : bool
         Whether the curve can be trusted.
     reason : str

@@ -118,7 +118,7 @@ def _assemble(
         hidden_layer_sizes=tuple(settings.hidden_layer_sizes),
         n_outputs=sum(head.n_outputs for head in heads),
     )
-    _check_names(features, shape.embedding_dims, inputs, settings.numeric)
+    _check_names(features, shape.embedding_dims, inputs, settings)
     network = EntityEmbeddingNetwork(shape, settings.dropout, settings.embedding_dropout).to(device)
     priors = tuple(float(settings.shrinkage) * vocabulary.cardinality / total for vocabulary in vocabularies)
     trainer = Trainer(
@@ -137,17 +137,20 @@ def _assemble(
     return Preparation(vocabularies, inputs, heads, counts, priors, trainer, coded.watch, generator)
 
 
-def _check_names(features: Sequence[str], widths: Sequence[int], inputs: NumericInputs, numeric: str) -> None:
+def _check_names(
+    features: Sequence[str], widths: Sequence[int], inputs: NumericInputs, settings: Settings
+) -> None:
     """Raise InputError, before any training, where a numeric column has the name of another one's output."""
-    if numeric == "drop":
+    if settings.numeric == "drop":
         return
-    outputs = {
-        f"{feature}_{i:0{digits}}": feature
-        for feature, width in zip(features, widths, strict=True)
-        for digits in range(1, len(str(width - 1)) + 1)
-        for i in range(width)
-    }
-    if numeric == "scale":
+    outputs = {}
+    for feature, width in zip(features, widths, strict=True):
+        digits = len(str(width - 1))
+        if settings.width_is_chosen(feature):
+            outputs |= {f"{feature}_{i:0{digits}}": feature for i in range(width)}
+        elif digits == 1:  # one axis at least comes out
+            outputs[f"{feature}_0"] = feature
+    if settings.numeric == "scale":
         flagged = compress(inputs.features, inputs.flagged)
         outputs |= {f"{feature}_missing": feature for feature in flagged}
     for name in inputs.features:

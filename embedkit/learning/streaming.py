@@ -14,12 +14,13 @@ import torch
 from pyarrow.dataset import Dataset
 
 from embedkit.errors import InputError, first_line
-from embedkit.frames import Roles, as_numpy, numeric_block, plain_table, to_table, type_family, weight_column
+from embedkit.frames import as_numpy, numeric_block, to_table, type_family, weight_column, without_null_keys
 from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
 from embedkit.learning.numeric import NumericInputs, RunningMoments
 from embedkit.learning.stored_rows import RowWriter
 from embedkit.learning.targets import Head, as_targets, make_heads
+from embedkit.roles import Roles
 from embedkit.vocabulary import FIRST, MISSING, Vocabulary, encode_columns
 
 BATCH_ROWS = 1 << 17
@@ -88,7 +89,7 @@ class Stream:
             )
             for batch in scanner.to_batches():
                 if batch.num_rows:
-                    yield plain_table(pa.Table.from_batches([batch]))
+                    yield to_table(without_null_keys(pa.Table.from_batches([batch])))
         except (pa.ArrowException, OSError) as error:
             reason = first_line(error)
             raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error

@@ -209,9 +209,8 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
             f"Unknown label type: target {name!r} holds numbers with a fraction, which are not classes: "
             "learn it as 'continuous'"
         )
-    labels = {type(label) for label in distinct.tolist()}
-    if not labels <= {bool, int, float, str}:
-        found = ", ".join(sorted(label.__name__ for label in labels))
+    if not all(isinstance(label, (bool, int, float, str)) for label in distinct.tolist()):
+        found = ", ".join(sorted({type(label).__name__ for label in distinct.tolist()}))
         raise InputError(
             f"target {name!r} holds values of type {found}: cast it to text, or to a number if it is one"
         )

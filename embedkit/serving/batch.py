@@ -131,7 +131,7 @@ def transform_dataset(
     if dry_run:
         return summarize()
     with writing(folder), folder.lock():
-        finished = _finished(folder, settings, units) if resume else None
+        finished = _finished(folder, settings, units, overwrite) if resume else None
         if finished is not None:
             folder.remove()
             return summarize(finished, len(units))
@@ -219,8 +219,11 @@ def _check_apart(source: Source, folder: JobFolder) -> None:
 
 def _check_replaceable(output: Path) -> None:
     """Raise OutputError where a directory holds what no job has written."""
-    if output.is_dir() and not (output / MANIFEST).exists() and any(output.iterdir()):
-        raise OutputError(f"{output} holds other files than those of a job: choose another output")
+    if output.is_dir() and any(output.iterdir()) and "units" not in (read_sealed(output / MANIFEST) or ()):
+        raise OutputError(
+            f"{output} holds other files than those of a job, or has no sound {MANIFEST}: choose another "
+            "output, or remove it"
+        )
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file: choose another output")
 
@@ -242,7 +245,7 @@ def _settings(job: Job, version: str | None, columns: Sequence[str]) -> dict[str
 
 
 def _finished(
-    folder: JobFolder, settings: Mapping[str, Any], units: Sequence[Unit]
+    folder: JobFolder, settings: Mapping[str, Any], units: Sequence[Unit], overwrite: bool
 ) -> dict[int, dict[str, Any]] | None:
     """Records of a complete output that is just what this job would make; None if there is no such output."""
     manifest = read_sealed(folder.output / MANIFEST)
@@ -253,6 +256,8 @@ def _finished(
         return None
     parts = [part for record in records for part in record["files"]]
     lost = [part["path"] for part in parts if not is_whole(folder.output, part)]
+    if lost and overwrite:
+        return None
     if lost:
         raise OutputError(f"{folder.output} is damaged: {lost[0]} is gone or of another size; overwrite it")
     return dict(enumerate(records))

@@ -63,7 +63,7 @@ def make_plan(
     kept_names = _kept_names(infos[0], embedding_set, columns, replace, partition_by)
     wanted = [*dict.fromkeys([*embedding_set.features_in, *kept_names, *(partition_by or ())])]
     for info in infos:
-        _check_unique(info)
+        _check_unique(info, wanted)
         require_columns(info.file, wanted, [*info.schema.names, *info.file.keys])
     key_types = {
         name: types.get(name) or _key_type(info.file.keys[name] for info in infos if name in info.file.keys)
@@ -155,9 +155,8 @@ def _key_type(values: Iterable[str | None]) -> pa.DataType:
     return pa.int64() if whole else pa.string()
 
 
-def _check_unique(info: _FileInfo) -> None:
-    names = info.schema.names
-    if twice := repeated(names):
+def _check_unique(info: _FileInfo, wanted: Sequence[str]) -> None:
+    if twice := repeated(name for name in info.schema.names if name in wanted):
         raise InputError(
             f"{info.file.path} has more than one column named {twice}: rename or drop all but one"
         )

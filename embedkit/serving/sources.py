@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -204,17 +204,42 @@ def read_csv(
     InputError
         If a cell does not fit its type, a line has too many cells, or text is not UTF-8.
     """
-    place, number = file.path, 0
+    place, number, last = file.path, 0, None
     try:
         with _open_csv(source, file, columns, types) as reader:
             for number, batch in enumerate(reader):
                 yield f"{file.path}, block {number}", batch
+                last = batch if batch.num_rows else last
+        if last is not None:
+            check_closed(file.path, last, lambda: source.system.open_input_stream(file.path))
     except _READ_ERRORS as error:
         place = f"{file.path}, after block {number}"
         raise InputError(
             f"{place} cannot be read ({first_line(error)}): repair the file and resume; or leave the column "
             "out with columns, if it is one that is only copied: its first block decides on its type"
         ) from error
+
+
+def check_closed(
+    path: str, last: pa.Table | pa.RecordBatch, open_stream: Callable[[], pa.NativeFile]
+) -> None:
+    """Raise InputError where a CSV file ends inside a quoted cell: the rows after the quote would be lost.
+
+    Parameters
+    ----------
+    path : str
+    last : table
+        The last rows of the file.
+    open_stream : callable
+        Opens it, decompressed.
+    """
+    row = last.slice(max(last.num_rows - 1, 0)).to_pydict()
+    if not any(isinstance(cell, str) and "\n" in cell for cells in row.values() for cell in cells):
+        return
+    with open_stream() as stream:
+        quotes = sum(data.count(b'"') for data in iter(lambda: stream.read(_READ_BUFFER), b""))
+    if quotes % 2:
+        raise InputError(f"{path} ends inside a quoted cell: look for a quote that is not closed")
 
 
 def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence[str]) -> None:

@@ -168,7 +168,8 @@ def join_query(
     embedding_set : EmbeddingSet
     dialect : "duckdb", "postgres" or "spark"
     source : str
-        Table or view with the columns `features_in`; before a dot its schema.
+        Table or view with the columns `features_in`; before a dot its schema. Quoted as the database
+        does, it is left as it is.
     keep : sequence of str
         Columns of it to put before the features.
     prefix : str
@@ -211,6 +212,8 @@ def _name(syntax: Dialect, name: str) -> str:
 
 
 def _qualified(syntax: Dialect, name: str) -> str:
+    if name.startswith(syntax.quote):
+        return name
     return ".".join(_name(syntax, part) for part in name.split("."))
 
 
