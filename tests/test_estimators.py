@@ -200,7 +200,7 @@ def test_without_torch_fit_and_predict_name_the_extra(shops, monkeypatch):
     model = EntityEmbeddingClassifier(**FAST).fit(X, y)
     monkeypatch.setitem(sys.modules, "torch", None)
     for call in (lambda: EntityEmbeddingEncoder(**FAST).fit(X, y), lambda: model.predict(X)):
-        with pytest.raises(ImportError, match=r'pip install "embedkit\[train\]"'):
+        with pytest.raises(ImportError, match=r'pip install "\.\[train\]"'):
             call()
 
 
