@@ -138,7 +138,7 @@ def test_an_unwritable_path_is_one_clear_error(name: str, tmp_path: Path) -> Non
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "embedkit\[plot\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[plot\]"'):
         plot_history(HISTORY)
 
 
