@@ -194,8 +194,13 @@ def _problem(table: pd.DataFrame, seed: int) -> "Problem":
     train, test = train_test_split(table, test_size=0.25, random_state=seed)
     inputs = CATEGORICAL + NUMERIC
     return Problem(
-        *(train[inputs], train[TARGET].to_numpy(), test[inputs], test[TARGET].to_numpy()),
-        *(CATEGORICAL, NUMERIC, "binary"),
+        X_train=train[inputs],
+        y_train=train[TARGET].to_numpy(),
+        X_test=test[inputs],
+        y_test=test[TARGET].to_numpy(),
+        categorical=CATEGORICAL,
+        numeric=NUMERIC,
+        kind="binary",
     )
 
 

@@ -12,7 +12,7 @@ from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
 from embedkit.errors import InputError, did_you_mean, require
 from embedkit.frames import is_array, numeric_block, to_table
 from embedkit.models import MODELS
-from embedkit.roles import column_roles
+from embedkit.roles import choose_roles
 from embedkit.verdict import Evaluation
 
 KINDS = {"continuous": "regression", "binary": "binary", "multiclass": "multiclass"}
@@ -150,21 +150,12 @@ def _read(
         if pd.isna(array).any():
             raise InputError(f"{name} is missing in {pd.isna(array).sum()} row(s): drop these rows")
     table = table.drop_columns(list(dict.fromkeys(columns)))
-    all_categorical = is_array(X) and _is_from_dtype(categorical_features)
-    roles = column_roles(table, table.column_names if all_categorical else categorical_features)
-    if not roles.categorical:
-        raise InputError(
-            f"no categorical column among {table.column_names}: name integer ids and dates as categorical"
-        )
+    roles = choose_roles(table, categorical_features, typed=not is_array(X))
     frame = table.select(roles.categorical).to_pandas()
     frame[list(roles.numeric)] = numeric_block(table, roles.numeric)
     target = targets[:, 0].astype(np.float64) if head.kind == "continuous" else targets[:, 0]
     kind = KINDS[head.kind]
     return Problem(frame, target, frame, target, list(roles.categorical), list(roles.numeric), kind), values
-
-
-def _is_from_dtype(categorical_features: Any) -> bool:
-    return isinstance(categorical_features, str) and categorical_features == "from_dtype"
 
 
 def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:

@@ -19,10 +19,9 @@ from embedkit.errors import (
     StoreNotFoundError,
     did_you_mean,
     first_line,
-    repeated,
     require,
 )
-from embedkit.frames import is_index, type_family, weight_column, without_null_keys
+from embedkit.frames import check_unique, is_index, type_family, weight_column, without_null_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +132,7 @@ def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
         kind = "CSV" if is_csv else "Parquet"
         reason = first_line(error)
         raise InputError(f"{path} cannot be read as {kind} ({reason}): repair or convert it") from error
-    _check_unique(path, table.column_names)
+    check_unique(path, table.column_names)
     if table.num_rows == 0:
         raise InputError(f"{path} has 0 rows: give a file with at least 1 row below its column names")
     return table
@@ -238,7 +237,7 @@ def _stream_training(
 
     dataset = open_dataset(path)
     schema = dataset.schema
-    _check_unique(path, schema.names)
+    check_unique(path, schema.names)
     used = _used_columns(path, schema.empty_table(), target, columns, categorical, drop, weight)
     wanted = [*used, *target, *([] if weight is None else [weight])]
     dataset = dataset.replace_schema(pa.schema([schema.field(name) for name in dict.fromkeys(wanted)]))
@@ -347,13 +346,8 @@ def _read_parquet(path: Path) -> pa.Table:
     from embedkit.inputs import open_dataset
 
     if path.is_file():
-        _check_unique(path, pq.read_schema(path).names)  # a dataset fails on these, and does not say why
+        check_unique(path, pq.read_schema(path).names)  # a dataset fails on these, and does not say why
     return without_null_keys(open_dataset(path).to_table())
-
-
-def _check_unique(path: Path, names: Sequence[str]) -> None:
-    if twice := repeated(names):
-        raise InputError(f"{path} has more than one column named {twice}: rename or drop all but one")
 
 
 def _check_named(path: str | os.PathLike, table: pa.Table, named: Mapping[str, Iterable[str]]) -> None:

@@ -1,5 +1,6 @@
 """Any dataframe becomes Arrow columns."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -81,6 +82,12 @@ def to_table(
                 f"column {name!r} cannot be read ({reason}): cast it to numbers or text"
             ) from error
     return pa.table(arrays, names=list(wanted))
+
+
+def check_unique(where: str | os.PathLike, names: Iterable[str]) -> None:
+    """Raise InputError where a file or dataset has columns of one name."""
+    if twice := repeated(names):
+        raise InputError(f"{where} has more than one column named {twice}: rename or drop all but one")
 
 
 def without_null_keys(table: pa.Table) -> pa.Table:

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
-from embedkit.errors import InputError, did_you_mean, first_line, repeated
-from embedkit.frames import is_index, to_table, type_family, weight_column, without_null_keys
-from embedkit.roles import Roles, column_roles
+from embedkit.errors import InputError, did_you_mean, first_line
+from embedkit.frames import check_unique, is_index, to_table, type_family, weight_column, without_null_keys
+from embedkit.roles import choose_roles
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -66,7 +66,7 @@ def task_of_rows(estimator: "EntityEmbeddingBase", X: Any, y: Any, sample_weight
         raise InputError(
             f"at least 2 rows are needed to learn from, found {table.num_rows} sample (1 sample)"
         )
-    roles = _roles(estimator, table, typed=has_types(X, table))
+    roles = choose_roles(table, estimator.categorical_features, typed=has_types(X, table))
     weights = estimator._weights(sample_weight, table.num_rows)
     heads = make_heads(targets, names, estimator._target_type(), weights)
     return Task(table, roles, heads, targets, weights, estimator._settings())
@@ -99,7 +99,7 @@ def task_of_stream(
     _check_feature_names(estimator, columns, reset=True)
     _check_n_features(estimator, columns, reset=True)
     estimator._single = isinstance(y, str)
-    roles = _roles(estimator, columns, typed=True)
+    roles = choose_roles(columns, estimator.categorical_features, typed=True)
     heads = scan_heads(stream, estimator._target_type())
     return Task(stream, roles, heads, None, None, estimator._settings())
 
@@ -175,8 +175,7 @@ def make_stream(
     if not isinstance(sample_weight, (str, type(None))):
         raise InputError(f"sample_weight must name a column of {where}, got {type(sample_weight).__name__}")
     names = dataset.schema.names
-    if twice := repeated(names):
-        raise InputError(f"{where} has more than one column named {twice}: rename or drop all but one")
+    check_unique(where, names)
     wanted = named if sample_weight is None else [*named, sample_weight]
     missing = [name for name in wanted if name not in names]
     if missing:
@@ -197,17 +196,3 @@ def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
     except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error
-
-
-def _roles(estimator: "EntityEmbeddingBase", table: pa.Table, *, typed: bool) -> Roles:
-    """What the columns are for; those of an array are all categorical."""
-    categorical = estimator.categorical_features
-    if not typed and isinstance(categorical, str) and categorical == "from_dtype":
-        return Roles(tuple(table.column_names), ())
-    roles = column_roles(table, categorical)
-    if not roles.categorical:
-        raise InputError(
-            f"no categorical column among {table.column_names}: "
-            "name integer ids and dates in categorical_features"
-        )
-    return roles

@@ -79,3 +79,29 @@ def column_roles(table: pa.Table, categorical_features: str | Sequence[str] = "f
                 "name it in categorical_features or drop it"
             )
     return Roles(tuple(categorical), tuple(numeric))
+
+
+def choose_roles(table: pa.Table, categorical_features: str | Sequence[str], *, typed: bool) -> Roles:
+    """The roles to learn by: as `column_roles`, but "from_dtype" takes columns without types as categorical.
+
+    Parameters
+    ----------
+    table : pa.Table
+    categorical_features : "from_dtype" or sequence of str
+    typed : bool
+        Whether the types of the columns say what they are; those of an array do not.
+
+    Raises
+    ------
+    InputError
+        If no column is categorical, or as `column_roles` does.
+    """
+    if not typed and isinstance(categorical_features, str) and categorical_features == "from_dtype":
+        categorical_features = table.column_names
+    roles = column_roles(table, categorical_features)
+    if not roles.categorical:
+        raise InputError(
+            f"no categorical column among {table.column_names}: "
+            "name integer ids and dates in categorical_features"
+        )
+    return roles

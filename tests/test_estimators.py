@@ -25,7 +25,7 @@ from embedkit import (
     EntityEmbeddingRegressor,
     InputError,
     PretrainedEmbeddingEncoder,
-    inputs,
+    roles,
 )
 from embedkit.learning import fit as fit_module
 from embedkit.roles import Roles
@@ -84,7 +84,7 @@ def test_scikit_learn_checks(estimator, check):
 )
 def test_scikit_learn_checks_of_names_and_output(estimator, check, monkeypatch):
     # The checks' frames hold numbers only, which are categories for once.
-    monkeypatch.setattr(inputs, "column_roles", lambda table, _: Roles(tuple(table.column_names), ()))
+    monkeypatch.setattr(roles, "column_roles", lambda table, _: Roles(tuple(table.column_names), ()))
     if isinstance(estimator, PretrainedEmbeddingEncoder):
         estimator = pretrained("col_0" if "consistency" in check else "col0")
     getattr(estimator_checks, check)(type(estimator).__name__, clone(estimator))

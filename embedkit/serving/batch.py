@@ -113,8 +113,7 @@ def transform_dataset(
     check_engine(engine, scheduler)
     embedding_set, version = _load(store, version)
     source, folder = open_source(input), JobFolder(_local(output))
-    _check_apart(source, folder)
-    _check_replaceable(folder.output)
+    _check_output(folder, source)
     job, units = make_plan(
         source,
         embedding_set,
@@ -209,16 +208,12 @@ def _local(output: str | os.PathLike) -> str:
     return path
 
 
-def _check_apart(source: Source, folder: JobFolder) -> None:
-    if not isinstance(source.system, fs.LocalFileSystem):
-        return
-    for file in source.files:
-        if {folder.output, folder.root} & {Path(file.path), *Path(file.path).parents}:
-            raise InputError(f"output {folder.output} holds the input {file.path}: choose another output")
-
-
-def _check_replaceable(output: Path) -> None:
-    """Raise OutputError where a directory holds what no job has written."""
+def _check_output(folder: JobFolder, source: Source) -> None:
+    """Raise where the output holds the input, or what no job has written."""
+    output = folder.output
+    for file in source.files if isinstance(source.system, fs.LocalFileSystem) else ():
+        if {output, folder.root} & {Path(file.path), *Path(file.path).parents}:
+            raise InputError(f"output {output} holds the input {file.path}: choose another output")
     if output.is_dir() and any(output.iterdir()) and "units" not in (read_sealed(output / MANIFEST) or ()):
         raise OutputError(
             f"{output} holds other files than those of a job, or has no sound {MANIFEST}: choose another "

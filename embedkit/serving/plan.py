@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from embedkit.errors import InputError, did_you_mean, first_line, repeated
+from embedkit.frames import check_unique
 from embedkit.serving.sources import (
     Source,
     SourceFile,
@@ -63,7 +64,7 @@ def make_plan(
     kept_names = _kept_names(infos[0], embedding_set, columns, replace, partition_by)
     wanted = [*dict.fromkeys([*embedding_set.features_in, *kept_names, *(partition_by or ())])]
     for info in infos:
-        _check_unique(info, wanted)
+        check_unique(info.file.path, [name for name in info.schema.names if name in wanted])
         require_columns(info.file, wanted, [*info.schema.names, *info.file.keys])
     key_types = {
         name: types.get(name) or _key_type(info.file.keys[name] for info in infos if name in info.file.keys)
@@ -153,13 +154,6 @@ def _kept_schema(
 def _key_type(values: Iterable[str | None]) -> pa.DataType:
     whole = all(value is None or _WHOLE_NUMBER.fullmatch(value) for value in values)
     return pa.int64() if whole else pa.string()
-
-
-def _check_unique(info: _FileInfo, wanted: Sequence[str]) -> None:
-    if twice := repeated(name for name in info.schema.names if name in wanted):
-        raise InputError(
-            f"{info.file.path} has more than one column named {twice}: rename or drop all but one"
-        )
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -114,9 +114,7 @@ def fingerprint(source: Source, file: SourceFile, footer_size: int | None = None
     try:
         with source.system.open_input_file(file.path) as stream:
             stream.seek(file.size - length)
-            digest = hashlib.sha256()
-            while data := stream.read(_READ_BUFFER):
-                digest.update(data)
+            digest = hashlib.file_digest(stream, "sha256")
     except OSError as error:
         raise InputError(f"{file.path} cannot be read ({first_line(error)}): repair it") from error
     return {"size": file.size, "tail_sha256": digest.hexdigest()}
