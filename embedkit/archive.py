@@ -169,7 +169,9 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (set, frozenset)):  # in no order, which would differ from run to run
+        return sorted(_plain(item) for item in value)
+    if np.iterable(value) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import (
 )
 
 from embedkit.errors import InputError, require
-from embedkit.inputs import check_repeatable, is_stream, task_of_rows, task_of_stream
+from embedkit.inputs import check_repeatable, has_names, is_stream, task_of_rows, task_of_stream
 from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
 
@@ -117,9 +117,10 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             that for temporary files by default. Nothing is left there.
         checkpoint : path, optional
             Directory for the state of the training, from which a later call with the same data and settings
-            goes on, and ends up with the same bits. It stays: remove it when what was learned is stored.
+            goes on, and ends up with the same bits; `random_state` has to be a number. It stays: remove it
+            when what was learned is stored.
         checkpoint_seconds : float, default=60.0
-            How often to write it, at most: an interruption loses no more than that.
+            How often to write it, at most; less often where that would take more than 5 % of the time.
 
         Returns
         -------
@@ -158,7 +159,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         Parameters
         ----------
         X : frame or array of shape (n_rows, n_columns)
-            Columns as in `fit`. Rows without a new category are not learned from.
+            Columns as in `fit`. Rows without a new category are not learned from. Where `max_categories` is
+            set, the most frequent new ones fill what room is left.
         y : array, Series or frame of shape (n_rows,) or (n_rows, n_targets)
             Target or targets as in `fit`; classes must be those of `fit`.
         sample_weight : array of shape (n_rows,), optional
@@ -181,7 +183,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         check_is_fitted(self)
         table = self._read(X, reset=False)
         targets, weights = self._targets(y, table.num_rows), self._weights(sample_weight, table.num_rows)
-        self._keep(extend(self._learned, table, targets, weights, self.min_frequency))
+        self._keep(extend(self._learned, table, targets, weights, self.min_frequency, self.max_categories))
         return self
 
     def fit_transform(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> np.ndarray:
@@ -258,7 +260,11 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
     @classmethod
     def load(cls, path: str | os.PathLike, version: str | None = None) -> Self:
-        """Load an estimator that `save` stored; it predicts and transforms as the one that was saved."""
+        """Load an estimator that `save` stored; it predicts and transforms as the one that was saved.
+
+        Parameters that are objects of Python (a splitter, a callable) are not stored: they are at their
+        defaults. Nor are `learning_rates_` and `lr_finder_`; `axes_` has six digits.
+        """
         from embedkit import archive
 
         return archive.load(cls, path, version)
@@ -287,9 +293,16 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
         targets, names, _ = as_targets(y)
         check_consistent_length(np.empty(num_rows), targets)
-        if len(names) != len(self._learned.heads):
-            raise InputError(f"y must have {len(self._learned.heads)} target(s), found {len(names)}: {names}")
-        return targets
+        learned = [head.name for head in self._learned.heads]
+        if len(names) != len(learned):
+            raise InputError(f"y must have {len(learned)} target(s), found {len(names)}: {names}")
+        if len(names) == 1 or not has_names(y) or names == learned:
+            return targets
+        if sorted(names) != sorted(learned):
+            raise InputError(
+                f"y must have the targets {learned} that were learned, found {names}: rename them"
+            )
+        return targets[:, [names.index(name) for name in learned]]
 
     def _target_type(self) -> str:
         return self.target_type
@@ -301,7 +314,13 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         for name in ("categorical_features", "target_type", "cross_fit"):
             params.pop(name)
         sizes = params["hidden_layer_sizes"]
-        params["hidden_layer_sizes"] = tuple(sizes) if np.iterable(sizes) else (sizes,)
+        sizes = sizes if np.iterable(sizes) else (sizes,)
+        # Plain numbers, which JSON can hold, out of numpy's.
+        params["hidden_layer_sizes"] = tuple(
+            size.item() if isinstance(size, np.generic) else size for size in sizes
+        )
+        if isinstance(params["max_lr"], np.generic):
+            params["max_lr"] = params["max_lr"].item()
         params["schedule_options"] = dict(params["schedule_options"] or {})
         params["progress"] = params.pop("verbose") > 0
         params.pop("random_state")

@@ -321,8 +321,10 @@ def transform(config: str | None, no_partitions: bool, **settings: Any) -> None:
     from embedkit.serving.config import load_job
 
     given = {name: value for name, value in settings.items() if value is not None}
-    if no_partitions and given.setdefault("partition_by", ()):
-        raise click.UsageError("give --partition-by or --no-partitions, not both")
+    if no_partitions:
+        if "partition_by" in given:
+            raise click.UsageError("give --partition-by or --no-partitions, not both")
+        given["partition_by"] = ()
     settings = (load_job(config) if config else {}) | given
     quiet = settings.pop("quiet", False)
     missing = [name for name in ("store", "input", "output") if name not in settings]

@@ -1,7 +1,7 @@
 """Does it help? The models people already run, under every encoding, on rows that none of them has seen."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,10 +185,13 @@ def encode(problem: Problem, encoding: str, random_state: int) -> Encoded:
         (SimpleImputer(strategy="median", keep_empty_features=True), problem.numeric),
         sparse_threshold=1.0,
     )
+    frames = (problem.X_train, problem.X_test)
+    numbers = [name for name in problem.categorical if all(_told_apart_as_floats(X[name]) for X in frames)]
+    X_train, X_test = (_as_text(frame, problem.categorical, numbers) for frame in frames)
     as_text = replace(
         problem,
-        X_train=_as_text(problem.X_train, problem.categorical),
-        X_test=_as_text(problem.X_test, problem.categorical),
+        X_train=X_train,
+        X_test=X_test,
         groups=None,  # the transformer knows them already
     )
     return encode_with(transformer, as_text)
@@ -245,13 +248,19 @@ def _native(problem: Problem) -> Encoded:
     return Encoded(train, test, time.perf_counter() - start, 0.0)
 
 
-def _as_text(frame: pd.DataFrame, categorical: Sequence[str]) -> pd.DataFrame:
-    """Categories that are no numbers as strings, so that every encoder takes every type; missing is one."""
+def _as_text(frame: pd.DataFrame, categorical: Sequence[str], numbers: Collection[str]) -> pd.DataFrame:
+    """Categories as strings, so that every encoder takes every type, missing as one; `numbers` as such."""
     frame = frame.copy()
     for name in categorical:
         column = frame[name]
-        if pd.api.types.is_numeric_dtype(column):  # stays as it is: codes in the order of the numbers
-            frame[name] = column.astype(np.float64)
+        if name in numbers:  # codes in their order
+            frame[name] = column.to_numpy(np.float64, na_value=np.nan)
         else:
             frame[name] = column.astype(object).astype(str).where(column.notna(), "(missing)").astype(object)
     return frame
+
+
+def _told_apart_as_floats(column: pd.Series) -> bool:
+    if not pd.api.types.is_numeric_dtype(column):
+        return False
+    return not pd.api.types.is_integer_dtype(column) or bool((column.abs() < 2**53).all())

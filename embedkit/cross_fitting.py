@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.errors import InputError
-from embedkit.folds import Folds, look_up, make_folds, rows_present
+from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MIN_ROWS = 1_000
 MAX_ROWS = 10_000
 # Share of the epochs that the pilot takes: it chooses as well as after all of them.
 PILOT_EPOCHS = 2 / 3
-# What a choice has to gain, in standard errors: the best of three tries gains so much by chance.
+# What a choice has to gain, in standard errors: about what the best of three gains by chance, on average.
 MIN_GAIN = 0.8
 # Vectors of which more than this share is noise have to help the network on held-out rows to be published.
 MAX_NOISE = 0.5
@@ -42,14 +42,14 @@ QUICK = {
     "forest": {"n_estimators": 20},
     "lightgbm": {"n_estimators": 60, "deterministic": True, "force_col_wise": True},
 }
+# LightGBM grows so many fewer trees a class where there are more classes than this, but some of each.
+FEW_CLASSES, MIN_ROUNDS = 4, 5
 
 
 def plan_folds(task: "Task", cross_fit: Any, groups: Any) -> tuple[Folds | None, str]:
     """The folds of `cross_fit_rows`; None, and why, where it cannot be measured whether they pay."""
     targets, seed = task.targets, task.settings.seed
-    groups = None if groups is None else np.asarray(groups)
-    if groups is not None and groups.shape != (len(targets),):
-        raise InputError(f"groups must have one entry for each of {len(targets)} rows, got {groups.shape=}")
+    groups = None if groups is None else check_groups(groups, len(targets))
     if not isinstance(cross_fit, str):
         return make_folds(cross_fit, targets, groups, seed), ""
     if cross_fit != "auto":
@@ -111,7 +111,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     }
     chosen, useless, scores, reason = features, [], [], "asked for"
     if isinstance(cross_fit, str):
-        # Of vectors that are nothing but noise a fold takes this much along: one of n rows has 1 / n of it.
+        # Without one of K folds, vectors of pure noise move by 1 / (K - 1) of their variance.
         limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
         noisy = [name for name in features if residuals[name] > limit]
         pilot = Pilot.learn(task, learned.max_lr, folds, _fold_to_hold_out(folds, present), noisy)
@@ -210,6 +210,9 @@ class Pilot:
             kind = "regression" if head.kind == "continuous" else head.kind
             model = make_model(name, kind, scale=False, random_state=self.seed, n_jobs=1)
             model.set_params(**QUICK[name])
+            if name == "lightgbm" and kind == "multiclass":  # which grows a tree for every class, every time
+                rounds = QUICK[name]["n_estimators"] * FEW_CLASSES // max(len(head.classes), FEW_CLASSES)
+                model.set_params(n_estimators=max(rounds, MIN_ROUNDS))
             y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
             found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
         return np.mean(found, axis=0)

@@ -127,7 +127,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     Notes
     -----
     To `fit`, two equal rows and one row of weight 2 are the same thing: bit for bit up to 50,000 rows, in the
-    mean beyond.
+    mean beyond. Early stopping holds rows out as they are given, each with its weight.
 
     ``fit_transform(X, y)`` is not ``fit(X, y).transform(X)`` unless `cross_fit` is False. It splits rows into
     folds: equal rows may be in different ones, a row of weight 2 is in one.

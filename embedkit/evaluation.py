@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
 from embedkit.errors import InputError, did_you_mean, require
@@ -43,14 +44,14 @@ def evaluate(
     Parameters
     ----------
     X : frame or array of shape (n_rows, n_columns)
-        As in `EntityEmbeddingEncoder.fit`.
+        In memory; names of columns are strings.
     y : array or Series of shape (n_rows,)
         One target.
     categorical_features, target_type
         As in `EntityEmbeddingEncoder`.
     groups : str or array of shape (n_rows,), optional
-        A column of X, which is not learned from, or values: no group is on both sides of a fold, nor of those
-        by which an encoding cross-fits.
+        A column of X, which is not learned from, or values: no group is on both sides of a fold, nor on both
+        sides of the inner folds of an encoding that cross-fits.
     time : str or array of shape (n_rows,), optional
         Likewise; every fold is tested on rows that come after those it learned from.
     n_folds : int, default=5
@@ -141,7 +142,7 @@ def _read(
     if absent:
         raise InputError(f"X has no column {absent}{did_you_mean(absent, table.column_names)} to split by")
     values = {
-        name: table[key].to_pandas().to_numpy() if isinstance(key, str) else np.asarray(key)
+        name: _key((X if isinstance(X, pd.DataFrame) else table)[key] if isinstance(key, str) else key)
         for name, key in keys.items()
         if key is not None
     }
@@ -151,11 +152,23 @@ def _read(
             raise InputError(f"{name} is missing in {pd.isna(array).sum()} row(s): drop these rows")
     table = table.drop_columns(list(dict.fromkeys(columns)))
     roles = choose_roles(table, categorical_features, typed=not is_array(X))
-    frame = table.select(roles.categorical).to_pandas()
+    # With integers as they are, where some are missing too: floats do not tell all of them apart.
+    frame = table.select(roles.categorical).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     frame[list(roles.numeric)] = numeric_block(table, roles.numeric)
     target = targets[:, 0].astype(np.float64) if head.kind == "continuous" else targets[:, 0]
     kind = KINDS[head.kind]
     return Problem(frame, target, frame, target, list(roles.categorical), list(roles.numeric), kind), values
+
+
+def _key(values: Any) -> np.ndarray:
+    """What rows are split by; ordered categories as their places in that order."""
+    values = values.to_pandas() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values
+    if not isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
+        return np.asarray(values)
+    if not values.dtype.ordered:
+        return np.asarray(values.astype(object))
+    codes = pd.Series(values).cat.codes
+    return codes.where(codes >= 0).to_numpy()
 
 
 def _check_length(name: str, values: np.ndarray, num_rows: int) -> None:

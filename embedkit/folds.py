@@ -109,3 +109,22 @@ def look_up(
 def rows_present(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
     """Which rows exist: those of weight 0 do not."""
     return np.ones(n_rows, dtype=bool) if weights is None else weights > 0
+
+
+def check_groups(groups: Any, n_rows: int) -> np.ndarray:
+    """Groups of shape (n_rows,); objects, which may not be sortable, as numbers.
+
+    Raises
+    ------
+    InputError
+        If there is not one for each row.
+    """
+    import pandas as pd
+
+    groups = np.asarray(groups)
+    if groups.shape != (n_rows,):
+        raise InputError(f"groups must have one entry for each of {n_rows} rows, got {groups.shape=}")
+    numbers, _ = pd.factorize(groups, sort=True)
+    if (numbers < 0).any():
+        raise InputError(f"groups is missing in {(numbers < 0).sum()} row(s): give these rows a group too")
+    return numbers if groups.dtype == object else groups

@@ -81,7 +81,7 @@ def to_table(
             raise InputError(
                 f"column {name!r} cannot be read ({reason}): cast it to numbers or text"
             ) from error
-    return pa.table(arrays, names=list(wanted))
+    return without_null_keys(pa.table(arrays, names=list(wanted)))
 
 
 def check_unique(where: str | os.PathLike, names: Iterable[str]) -> None:
@@ -91,7 +91,7 @@ def check_unique(where: str | os.PathLike, names: Iterable[str]) -> None:
 
 
 def without_null_keys(table: pa.Table) -> pa.Table:
-    """A table no dictionary of which has a null: keys of directories have."""
+    """A table no dictionary of which has a null: keys of directories have, and pandas knows none."""
     for i, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type) and any(c.dictionary.null_count for c in table[i].chunks):
             plain = pa.chunked_array([chunk.dictionary_decode() for chunk in table[i].chunks])
@@ -249,8 +249,11 @@ def _source(X: Any, feature_names: Sequence[str] | None) -> tuple[list[Any], Cal
 def _pandas_column(series: Any, name: str, as_strings: bool) -> pa.Array | pa.ChunkedArray:
     if hasattr(series, "cat"):
         codes, categories = series.cat.codes.to_numpy(), series.cat.categories
-        values = _pandas_column(categories.to_series(), name, as_strings)
-        return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), _one_chunk(values))
+        values = _one_chunk(_pandas_column(categories.to_series(), name, as_strings))
+        column = pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), values)
+        # Objects such as 1 and "1" are one text.
+        alike = categories.dtype == object and len(values.unique()) < len(values)
+        return column.dictionary_decode().dictionary_encode() if alike else column
     # Periods and intervals have no Arrow type: they are objects with a readable str().
     if series.dtype != object and series.dtype.name.partition("[")[0] not in ("period", "interval", "Sparse"):
         return pa.array(series, from_pandas=True)
@@ -327,11 +330,13 @@ def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _text(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
-    """Bytes that are UTF-8 are text."""
+    """Bytes that are UTF-8 are text, and so are views of text."""
     types, text = pa.types, pa.string()
     values = column.type
     if types.is_dictionary(values):
         text, values = pa.dictionary(values.index_type, text), values.value_type
+    if types.is_string_view(values):  # Arrow cannot take from views
+        return column.cast(text)
     if not (types.is_binary(values) or types.is_large_binary(values)):
         return column
     try:

@@ -43,8 +43,8 @@ def make_model(
 def macro_auc(y: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> float:
     """Mean over the classes of the area under the ROC curve of each against the rest.
 
-    A class with no row, or with all rows, has no such area and is left out. One that the model does not know
-    counts one half. Two classes have the same area each.
+    A class with no row has no such area and is left out. One that the model does not know counts one half.
+    Two classes have the same area each.
 
     Parameters
     ----------
@@ -68,4 +68,4 @@ def macro_auc(y: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> 
             f"all {len(y)} rows to be judged on are of class {str(present[0])!r}: give more rows"
         )
     areas = [roc_auc_score(y == label, columns[label]) if label in columns else 0.5 for label in present]
-    return float(np.mean(areas[-1:] if len(classes) == 2 else areas))
+    return float(np.mean(areas[-1:] if len(classes) == len(present) == 2 else areas))

@@ -126,14 +126,15 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         """Features learned as text: every cell of a column of Python objects becomes one."""
         return tuple(name for name, part in self.items() if type_family(part.categories.type) == "string")
 
-    def subset(self, features: Sequence[str]) -> "EmbeddingSet":
-        """Keep some of the features, categorical or numeric, in the order of this set.
+    def subset(self, features: str | Iterable[str]) -> "EmbeddingSet":
+        """Keep one or some of the features, categorical or numeric, in the order of this set.
 
         Raises
         ------
         InputError
             If a feature is not in the set.
         """
+        features = [features] if isinstance(features, str) else list(features)
         missing = [name for name in features if name not in self.features_in]
         if missing:
             hint = did_you_mean(missing, self.features_in)

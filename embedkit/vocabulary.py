@@ -203,6 +203,8 @@ class Vocabulary:
                 # Floats first lose their NaN, which no other type can hold.
                 values = _canonical(values, self.feature)
                 self._check_precision(values, found)
+                if pa.types.is_floating(values.type) and pa.types.is_decimal(learned):
+                    return values, self._as_floats()  # the other way round Arrow rounds
                 cast = values.cast(learned)
                 # Arrow drops the time of day without a word where a time becomes a date.
                 if type_family(learned) != "time" or cast.cast(values.type).equals(values):
@@ -214,6 +216,15 @@ class Vocabulary:
             f"column {self.feature!r} was {learned} when learned, "
             f"is {found} now{detail}: cast it to {learned}"
         )
+
+    def _as_floats(self) -> pa.Array:
+        categories = self.categories.cast(pa.float64())
+        if not _is_increasing(categories):
+            raise InputError(
+                f"column {self.feature!r} was {self.categories.type} when learned, with categories that "
+                "floats do not tell apart, and holds floats now: read it as decimals"
+            )
+        return categories
 
     def _check_precision(self, values: pa.Array, found: pa.DataType) -> None:
         """Raise InputError where whole numbers arrive as floats that stand for their neighbours too."""

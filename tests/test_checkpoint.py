@@ -22,7 +22,8 @@ from embedkit.errors import OutputError, StoreError
 from embedkit.learning import checkpoint as checkpoint_module
 from embedkit.learning import numeric as numeric_module
 from embedkit.learning import stored_rows
-from embedkit.learning.checkpoint import FILE, Checkpoint
+from embedkit.learning.checkpoint import FILE, Checkpoint, fingerprint_of
+from embedkit.learning.prepare import prepare
 from embedkit.learning.training import Trainer
 
 SETTINGS = {"hidden_layer_sizes": (8,), "max_epochs": 4, "max_lr": 0.02, "random_state": 0, "batch_size": 32}
@@ -302,3 +303,13 @@ def test_killed_at_random_moments_and_resumed(kind: signal.Signals, times: int, 
         else:
             assert published(out) == expected
         shutil.rmtree(out)
+
+
+def test_another_number_of_processes_is_another_training() -> None:
+    """With "auto", or so many rows a process, the settings are the same and the batches are not."""
+    X, y = sales()
+    settings = EntityEmbeddingRegressor(batch_size=32, random_state=0)
+    preparation = prepare(settings._task(X, y, None))
+    one = fingerprint_of(preparation, settings._settings())
+    preparation.trainer.batch_size *= 2
+    assert fingerprint_of(preparation, settings._settings()) != one

@@ -1,6 +1,7 @@
 """The commands: what they print, what they write, how they end."""
 
 import ast
+import inspect
 import os
 import pty
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Iterable
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -24,7 +26,15 @@ from click.testing import CliRunner, Result
 import embedkit
 from embedkit import EmbeddingSet, EmbeddingTable, cli, console, demo, files
 from embedkit.encoder import EntityEmbeddingEncoder
+from embedkit.learning.learned import PRECISIONS
+from embedkit.learning.numeric import NUMERIC_OUTPUTS
+from embedkit.learning.schedules import SCHEDULES
+from embedkit.learning.targets import TARGET_TYPES
 from embedkit.predictors import EntityEmbeddingClassifier, EntityEmbeddingRegressor
+from embedkit.serving.batch import COMPRESSIONS, LAYOUTS
+from embedkit.serving.engines import ENGINES
+from embedkit.serving.export import FORMATS
+from embedkit.serving.sql import DIALECTS
 from embedkit.vocabulary import Vocabulary
 
 ROOT = Path(embedkit.__file__).parent.parent
@@ -474,3 +484,36 @@ def test_reliability_is_that_of_the_axes_that_are_published() -> None:
     axes = {"shop": {"share": [0.7, 0.3], "reliability": [0.1, 0.8]}}
     text = console.set_summary(EmbeddingSet([table], metadata={"axes": axes}))
     assert re.search(r"shop +2 +2 +0\.80\n", text)
+
+
+@pytest.mark.parametrize("name", ["fit", "lr-find", "evaluate"])
+def test_defaults_are_those_of_the_library(name: str) -> None:
+    """They stand in the command too, which shows its help without loading the library."""
+    parameters = inspect.signature(EntityEmbeddingEncoder).parameters
+    same = {option.name: option for option in commands()[name].params if option.name in parameters}
+    own = {"random_state", "categorical_features"}  # a command repeats itself, and takes a list
+    assert {"max_epochs", "batch_size", "precision", "ranks", "max_lr"} - same.keys() <= {"max_lr"}
+    for option in same.keys() - own:
+        found = same[option].to_info_dict()["default"]
+        assert found == parameters[option].default or (found is None and not parameters[option].default), (
+            option
+        )
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        ("fit", "task", TARGET_TYPES),
+        ("fit", "precision", PRECISIONS),
+        ("fit", "schedule", SCHEDULES),
+        ("fit", "numeric", NUMERIC_OUTPUTS),
+        ("export", "format", (*FORMATS, "sql")),
+        ("export", "dialect", DIALECTS),
+        ("transform", "layout", LAYOUTS),
+        ("transform", "compression", COMPRESSIONS),
+        ("transform", "engine", ENGINES),
+    ],
+)
+def test_choices_are_those_of_the_library(command: str, option: str, values: Iterable[str]) -> None:
+    (found,) = (part for part in commands()[command].params if part.name == option)
+    assert set(found.type.choices) == set(values)

@@ -1,6 +1,7 @@
 """Training rows encoded without themselves: folds, tables without rows, the choice, and what leaks."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from sklearn.pipeline import Pipeline
 
-from embedkit import EntityEmbeddingClassifier, EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
+from embedkit import (
+    EntityEmbeddingClassifier,
+    EntityEmbeddingEncoder,
+    EntityEmbeddingRegressor,
+    InputError,
+    cross_fitting,
+)
 from embedkit.cross_fitting import choose
 from embedkit.folds import make_folds
 from embedkit.learning import jackknife
@@ -372,3 +379,46 @@ def test_many_held_out_rows_are_taken_some_at_a_time(sales, monkeypatch):
     some = EntityEmbeddingEncoder(**FAST)
     some.fit_transform(X, y)
     assert some.cross_fit_["features"] == at_once.cross_fit_["features"]
+
+
+def test_a_table_that_goes_too_far_helps_with_caution(monkeypatch):
+    rng = np.random.default_rng(0)
+    shop = rng.integers(0, 20, 1500)
+    y = rng.normal(size=20)[shop] + rng.normal(0, 0.5, 1500)
+    X = pd.DataFrame({"shop": shop.astype(str), "town": rng.integers(0, 3, 1500).astype(str)})
+    encoder = EntityEmbeddingEncoder(**{**FAST, "hidden_layer_sizes": (), "max_epochs": 20}).fit(X, y)
+    learned, center = encoder._learned, encoder._learned.projections[0].center
+    table = center + 4 * (learned.weights["tables.0"] - center)
+    far = replace(learned, weights={**learned.weights, "tables.0": table.astype(np.float32)})
+    rows = jackknife.coded_rows(far, encoder._task(X, y, None))
+    assert jackknife.find_useless(far, rows, ["shop"]) == []
+    monkeypatch.setattr(jackknife, "SCALES", (1.0,))
+    assert jackknife.find_useless(far, rows, ["shop"]) == ["shop"]
+
+
+def test_groups_of_any_type(sales):
+    X, y = sales
+    town = np.arange(len(X)) % 4
+    numbers = EntityEmbeddingEncoder(**FAST, cross_fit=4).fit_transform(X, y, groups=town)
+    mixed = np.array([0, 1.5, "a", "b"], dtype=object)[town]
+    objects = EntityEmbeddingEncoder(**FAST, cross_fit=4).fit_transform(X, y, groups=mixed)
+    np.testing.assert_array_equal(numbers, objects)
+    with pytest.raises(InputError, match=r"groups is missing in 500 row\(s\)"):
+        EntityEmbeddingEncoder(**FAST).fit_transform(X, y, groups=np.where(town == 1, None, mixed))
+
+
+def test_quick_trees_are_about_as_many_whatever_the_number_of_classes(monkeypatch):
+    rng = np.random.default_rng(0)
+    shop = rng.integers(0, 60, 3000)
+    X, y = pd.DataFrame({"shop": shop.astype(str)}), shop % 40
+    grown = []
+
+    def fitted(model, kind, learned_from, test):
+        if hasattr(model, "n_estimators") and type(model).__name__.startswith("LGBM"):
+            grown.append(model.n_estimators * 40)
+        return np.zeros(5)
+
+    monkeypatch.setattr(cross_fitting, "_block_scores", fitted)
+    EntityEmbeddingClassifier(**FAST).fit_transform(X, y)
+    assert grown
+    assert max(grown) <= 4 * 60

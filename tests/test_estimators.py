@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import sklearn
+import torch
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
@@ -353,6 +355,16 @@ def test_a_name_that_does_not_come_out_is_no_clash(shops):
     assert {"city_9", "city_00", "area_missing"} < set(out)
 
 
+def test_which_axes_come_out_does_not_decide_whether_a_name_is_refused(shops):
+    X, y = shops
+    X = X.assign(city_3=1.5)  # the fourth of four axes, of which fewer hold up
+    with pytest.raises(
+        InputError, match="'city_3' has a name that is also that of an output of column 'city'"
+    ):
+        EntityEmbeddingEncoder(**FAST).fit(X, y)
+    EntityEmbeddingEncoder(embedding_dim=3, **FAST).fit(X, y)
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [
@@ -372,6 +384,52 @@ def test_a_name_that_would_come_out_twice_is_refused_before_the_training(shops, 
 def test_a_number_of_units_is_one_layer(shops):
     one = EntityEmbeddingEncoder(**{**FAST, "hidden_layer_sizes": 8}).fit(*shops)
     assert one._learned.shape.hidden_layer_sizes == (8,)
+
+
+def test_numbers_of_numpy_are_numbers(shops):
+    sizes = {**FAST, "hidden_layer_sizes": np.array([8, 4]), "max_lr": np.float32(0.5)}
+    learned = EntityEmbeddingEncoder(**sizes).fit(*shops)
+    assert (learned._learned.shape.hidden_layer_sizes, learned.max_lr_) == ((8, 4), 0.5)
+
+
+@pytest.mark.parametrize("kind", ["target", "column"])
+def test_numbers_too_large_to_standardise_are_refused_before_the_training(shops, monkeypatch, kind):
+    X, _ = shops
+    y = np.arange(120) * 0.5
+    monkeypatch.setattr(fit_module, "train", lambda *_, **__: pytest.fail("it was trained"))
+    X, y, message = (
+        (X, 1e300 * y, "target 'y'")
+        if kind == "target"
+        else (X.assign(area=1e200 * X["area"]), y, "column 'area'")
+    )
+    with pytest.raises(InputError, match=f"{message} holds numbers too large to standardise"):
+        EntityEmbeddingRegressor(**FAST).fit(X, y)
+
+
+def test_fits_in_threads_repeat_and_leave_random_numbers_alone(shops):
+    X, y = shops
+    alone = EntityEmbeddingClassifier(**FAST).fit(X, y).predict_proba(X)
+    state = torch.random.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(
+            pool.map(lambda _: EntityEmbeddingClassifier(**FAST).fit(X, y).predict_proba(X), range(3))
+        )
+    for probabilities in found:
+        np.testing.assert_array_equal(probabilities, alone)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_targets_of_a_frame_are_found_by_name(shops):
+    X, _ = shops
+    Y = pd.DataFrame({"low": X["area"], "high": 1000 - 10 * X["area"]})
+    learned = EntityEmbeddingRegressor(**FAST).fit(X, Y)
+    swapped = learned.category_losses(X, Y[["high", "low"]])
+    pd.testing.assert_frame_equal(swapped, learned.category_losses(X, Y))
+    pd.testing.assert_frame_equal(swapped, learned.category_losses(X, Y.to_numpy()))
+    with pytest.raises(
+        InputError, match=r"the targets \['low', 'high'\] that were learned, found \['low', 'x'\]"
+    ):
+        learned.extend(X, Y.rename(columns={"high": "x"}))
 
 
 def test_categorical_features_that_are_no_list(shops):
@@ -397,3 +455,43 @@ def test_bad_data_is_one_line_that_names_it(shops):
         encoder.transform(X.assign(city=1))
     with pytest.raises(ValueError, match="feature names"):
         encoder.transform(X.drop(columns="city"))
+
+
+@pytest.mark.parametrize("kind", ["views", "objects", "null"])
+def test_unusual_columns_of_text(kind):
+    rng = np.random.default_rng(0)
+    city = rng.choice(["Bonn", "Oslo", "1"], 1200)
+    if kind == "views":
+        X = pa.table({"city": pa.array(city).cast(pa.string_view())})
+    elif kind == "null":  # a missing value in the dictionary itself
+        codes = pa.array(np.where(city == "Bonn", 0, np.where(city == "Oslo", 1, 2)))
+        X = pa.table({"city": pa.DictionaryArray.from_arrays(codes, pa.array(["Bonn", None, "1"]))})
+    else:  # two categories of one text
+        cells = np.where(city == "1", 1, city.astype(object))
+        cells[::2] = np.where(city[::2] == "1", "1", cells[::2])
+        X = pd.DataFrame({"city": pd.Series(cells, dtype=object).astype("category")})
+        assert len(X["city"].cat.categories) == 4
+    y = city == "Oslo"
+    learned = EntityEmbeddingClassifier(**FAST)
+    vectors = learned.fit_transform(X, y)
+    assert vectors.shape[0] == 1200
+    names = {"Bonn", "1"} if kind == "null" else {"Bonn", "Oslo", "1"}
+    assert set(learned.embeddings_["city"].categories.to_pylist()) == names
+    assert len(learned.top_losses(X, y, 5)) == 5
+
+
+def test_parameters_that_name_columns_survive_storage(shops, tmp_path):
+    X, y = shops
+    X = X.assign(id=np.arange(120) % 7, kind=np.arange(120) % 3)
+    for i, names in enumerate([pd.Index(["id", "kind"]), {"kind", "id"}, ("id", "kind")]):
+        EntityEmbeddingEncoder(names, **FAST).fit(X, y).save(tmp_path / f"{i}.embedkit")
+        loaded = EntityEmbeddingEncoder.load(tmp_path / f"{i}.embedkit")
+        assert loaded.categorical_features == ["id", "kind"]
+
+
+def test_a_subset_by_name_or_by_any_iterable(shops):
+    embeddings = EntityEmbeddingEncoder(**FAST).fit(*shops).embeddings_
+    assert list(embeddings.subset("city")) == ["city"]
+    assert list(embeddings.subset(name for name in ["open", "city"])) == list(
+        embeddings.subset(["city", "open"])
+    )

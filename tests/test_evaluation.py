@@ -119,6 +119,11 @@ def test_macro_auc_is_that_of_scikit_learn_and_knows_absent_classes() -> None:
     strange = np.where(y == 2, 9, y)  # a class that the model never saw
     areas = [roc_auc_score(y == label, probabilities[:, label]) for label in (0, 1)]
     assert macro_auc(strange, probabilities, classes) == pytest.approx(np.mean([*areas, 0.5]))
+    for third in (-1, 9):  # the same of a model of two classes
+        y_test = np.where(y == 2, third, y)
+        areas = [roc_auc_score(y == label, probabilities[:, label]) for label in (0, 1)]
+        found = macro_auc(y_test, probabilities[:, :2], np.array([0, 1]))
+        assert found == pytest.approx(np.mean([*areas, 0.5]))
     with pytest.raises(InputError, match=r"all 5 rows to be judged on are of class '1\.0'"):
         macro_auc(np.ones(5), probabilities[:5], classes)
 
@@ -346,3 +351,35 @@ def test_the_command_prints_the_verdict_and_writes_the_scores(tmp_path: Path) ->
     assert pq.read_table(tmp_path / "o.parquet").to_pandas()["fold"].nunique() == 2
     done = CliRunner().invoke(main, [str(a) for a in [*arguments, "--weight", "noise"]])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_long_integer_ids_are_told_apart_by_every_encoding(missing: bool) -> None:
+    ids = pd.Series(2**60 + np.arange(600) % 10, dtype="Int64" if missing else "int64")
+    if missing:
+        ids[0] = pd.NA
+    y = (np.arange(600) % 10).astype(float)
+    names = ["ordinal", "target", "native", "embedkit"]
+    models = ["knn", "lightgbm"]
+    how = {"categorical_features": ["id"], "encodings": names, "models": models, "n_folds": 2, **FAST}
+    found = embedkit.evaluate(pd.DataFrame({"id": ids}), y, **how)
+    scores = found.scores[found.scores["model"] != "network"]
+    assert scores.groupby("encoding")["score"].min().loc[["ordinal", "target", "native"]].gt(0.95).all()
+
+
+@pytest.mark.parametrize("as_column", [False, True])
+def test_ordered_categories_are_a_time(problem: Problem, monkeypatch, as_column: bool) -> None:
+    months = ["Jan", "Feb", "Mar", "Apr"]
+    month = pd.Series(pd.Categorical(np.repeat(months, 125), categories=months, ordered=True))
+    seen = []
+
+    def compare(part: Problem, *_, **__):
+        seen.append((sorted(set(part.X_train["hour"])), sorted(set(part.X_test["hour"]))))
+        return pd.DataFrame()
+
+    monkeypatch.setattr(evaluation, "compare", compare)
+    monkeypatch.setattr(evaluation, "Evaluation", lambda scores: scores)
+    X = problem.X_train.assign(hour=np.arange(500) // 125)
+    X, time = (X.assign(month=month), "month") if as_column else (X, month)
+    embedkit.evaluate(X, problem.y_train, categorical_features=["shop", "hour"], time=time, n_folds=3)
+    assert seen == [([0], [1]), ([0, 1], [2]), ([0, 1, 2], [3])]

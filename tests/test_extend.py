@@ -1,6 +1,7 @@
 """New categories later: what they learn, and that nothing else changes."""
 
 import copy
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,26 @@ def test_what_does_not_fit_is_refused(fitted, old_rows) -> None:
     labels = EntityEmbeddingClassifier(**FAST).fit(pd.DataFrame({"c": ["a", "b"] * 9}), ["no", "yes"] * 9)
     with pytest.raises(InputError, match="target 'y' has the class 'maybe' in row 1, which was not learned"):
         labels.extend(pd.DataFrame({"c": ["c", "d"]}), ["no", "maybe"])
+
+
+def test_no_more_categories_than_may_be_kept(old_rows, new_rows) -> None:
+    model = EntityEmbeddingRegressor(["shop", "day"], max_categories=39, **FAST).fit(*old_rows)
+    X, y = new_rows
+    often = pd.concat([X, X[X["shop"] == NEW[2]]])
+    model.extend(often, np.concatenate([y, y[X["shop"] == NEW[2]]]))
+    shops = model.embeddings_["shop"].categories.to_pylist()
+    assert len(shops) == 39
+    assert NEW[2] in shops
+    full = EntityEmbeddingRegressor(["shop", "day"], max_categories=3, **FAST).fit(*old_rows)
+    before = full.transform(X)
+    np.testing.assert_array_equal(full.extend(X, y).transform(X), before)
+
+
+def test_new_values_that_the_learned_type_cannot_hold_are_named(old_rows) -> None:
+    X, y = old_rows
+    model = EntityEmbeddingRegressor(["shop", "day"], **FAST).fit(X, y)
+    halves = X.assign(shop=pd.Series([Decimal("1.5")] * len(X), index=X.index, dtype=object))
+    with pytest.raises(
+        InputError, match="column 'shop' was int64 when learned and has new values that do not fit"
+    ):
+        model.extend(halves, y)

@@ -52,6 +52,12 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
+def required(node: ast.AST) -> str | None:
+    """The module that a call of `embedkit.errors.require` imports."""
+    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require"
+    return node.args[0].value if is_call and isinstance(node.args[0], ast.Constant) else None
+
+
 def imports(source: str) -> Iterator[tuple[str, bool]]:
     """Names of imported modules, and whether when the module is loaded; not those for type hints only."""
 
@@ -63,6 +69,10 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
             yield node.module, at_load
             if node.module == "embedkit" or node.module in PACKAGES:
                 yield from ((f"{node.module}.{name.name}", at_load) for name in node.names)
+        elif isinstance(node, ast.Expr) and required(node.value):
+            return  # only asks whether it is there
+        elif name := required(node):
+            yield name, at_load
         elif not is_type_checking(node):
             inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
             for child in ast.iter_child_nodes(node):
@@ -113,7 +123,7 @@ def test_an_edge_that_runs_the_wrong_way_is_seen(importer: str, source: str) -> 
     ("module", "where"),
     [
         ("torch", "learning/"),
-        ("safetensors", "archive.py"),
+        ("safetensors", ("archive.py", "files.py", "learning/")),
         ("matplotlib", "report/"),
         ("click", ("cli.py", "cli_options.py", "console.py")),
         ("pickle", None),

@@ -1,6 +1,7 @@
 """Rows as tensors: order, weights and repetition."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -33,20 +34,20 @@ def test_whole_weights_are_repeated_rows_in_any_order(rows, order):
     expected = sorted(
         [(*map(float, row[:3]), 1.0) for row in rows for _ in range(row[3])], key=lambda row: row[2::-1]
     )
-    assert tuples(make_rows(*block(rows))) == expected
+    assert tuples(make_rows(*block(rows)).repeated()) == expected
     shuffled = [rows[i] for i in order if i < len(rows)]
-    assert tuples(make_rows(*block(shuffled))) == expected
+    assert tuples(make_rows(*block(shuffled)).repeated()) == expected
 
 
 def test_weights_with_a_fraction_stay_weights():
     rows = [(1, 0, 0, 0.5), (0, 0, 0, 2.0), (1, 0, 0, 0.25), (3, 0, 0, 0.0)]
-    assert tuples(make_rows(*block(rows))) == [(0, 0, 0, 2.0), (1, 0, 0, 0.25), (1, 0, 0, 0.5)]
+    assert tuples(make_rows(*block(rows)).repeated()) == [(0, 0, 0, 2.0), (1, 0, 0, 0.25), (1, 0, 0, 0.5)]
 
 
 def test_large_data_keep_their_rows(monkeypatch):
     monkeypatch.setattr(data, "MAX_SORTED_ROWS", 2)
     rows = [(2, 0, 0, 1.0), (1, 0, 0, 0.0), (0, 0, 0, 2.0), (1, 0, 0, 1.0)]
-    assert tuples(make_rows(*block(rows))) == [(2, 0, 0, 1), (0, 0, 0, 2), (1, 0, 0, 1)]
+    assert tuples(make_rows(*block(rows)).repeated()) == [(2, 0, 0, 1), (0, 0, 0, 2), (1, 0, 0, 1)]
 
 
 def test_hold_out_splits():
@@ -67,7 +68,10 @@ def test_batches_are_all_rows_in_order():
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_vectors_are_the_same_bit_for_bit(early_stopping):
-    """Weights or repeated rows, in any order: vectors, numeric columns and history are the same."""
+    """Weights or repeated rows, in any order: vectors, numeric columns and history are the same.
+
+    Early stopping holds rows out as they are given, so there it is the order alone that plays no part.
+    """
     rng = np.random.default_rng(0)
     n = 80
     X = {
@@ -88,10 +92,37 @@ def test_vectors_are_the_same_bit_for_bit(early_stopping):
         return encoder.fit(frame, y[index], sample_weight=weights)
 
     weighted = fitted(np.arange(n), weights)
-    repeated = fitted(rng.permutation(np.repeat(np.arange(n), weights)))
+    if early_stopping:
+        order = rng.permutation(n)
+        repeated = fitted(order, weights[order])
+    else:
+        repeated = fitted(rng.permutation(np.repeat(np.arange(n), weights)))
     for feature in ("shop", "town"):
         np.testing.assert_array_equal(
             weighted.embeddings_[feature].vectors, repeated.embeddings_[feature].vectors
         )
     assert weighted.embeddings_.numerics == repeated.embeddings_.numerics
     assert weighted.history_ == repeated.history_
+
+
+def test_rows_held_out_to_stop_early_are_not_learned_from_whatever_they_weigh():
+    rng = np.random.default_rng(0)
+    noise = {"id": [f"i{i}" for i in range(300)]}
+    heavy = EntityEmbeddingEncoder(
+        embedding_dim=4, shrinkage=0.0, max_epochs=30, max_lr=0.05, early_stopping=True,
+        n_iter_no_change=30, random_state=0,
+    )  # fmt: skip
+    heavy.fit(pa.table(noise), rng.normal(size=300), sample_weight=np.full(300, 4.0))
+    assert heavy.history_[-1]["train_loss"] < 0.2  # it remembers what it has seen
+    assert heavy.history_[-1]["validation_loss"] > 0.3
+
+
+def test_light_rows_train_the_unknown_too():
+    rng = np.random.default_rng(0)
+    X, y = {"id": rng.choice(["a", "b", "c"], 200)}, rng.normal(size=200)
+    encoder = EntityEmbeddingEncoder(embedding_dim=2, max_epochs=2, max_lr=0.01, random_state=0)
+    table = encoder.fit(pa.table(X), y, sample_weight=np.full(200, 1e-3)).embeddings_["id"]
+    mean = np.average(table.vectors[2:], axis=0, weights=table.counts[2:])
+    np.testing.assert_allclose(mean, 0, atol=1e-6)
+    assert abs(table.vectors[1]).max() > 1e-3  # not filled up with the mean
+    assert 0 < table.counts[1] < 1

@@ -1,5 +1,6 @@
 """Learning as a whole: rates, schedules, reserved rows, determinism."""
 
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from embedkit import EntityEmbeddingEncoder, EntityEmbeddingRegressor, InputError
 from embedkit.learning import fit as learning
 from embedkit.learning import prepare
+from embedkit.learning.learned import Settings
 from embedkit.learning.lr_finder import LRFinderResult
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 3, "max_lr": 0.01, "random_state": 0}
@@ -206,3 +208,35 @@ def test_bfloat16_learns_the_same(sales):
     assert rounded.transform(sales[0]).dtype == np.float32
     with pytest.raises(InputError, match="precision must be one of float32, bfloat16, got 'float16'"):
         EntityEmbeddingRegressor(precision="float16").fit(*sales)
+
+
+def test_the_precision_that_is_kept_is_that_of_the_prior(sales):
+    learned = EntityEmbeddingEncoder(shrinkage=0.2, **FAST).fit(*sales)._learned
+    cardinalities = [table.vocabulary.cardinality for table in learned.tables]
+    found = [projection.precision for projection in learned.projections]
+    assert found == pytest.approx([0.2 * cardinality for cardinality in cardinalities])
+
+
+def test_parameters_have_one_default(sales):
+    """Those of the estimators, and of `Settings`, which others may make."""
+    chosen = EntityEmbeddingEncoder(random_state=7)._settings()
+    assert chosen == Settings(seed=chosen.seed)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_predicts_what_its_parent_does():
+    code = """
+import os, sys
+import numpy as np, pandas as pd
+from embedkit import EntityEmbeddingRegressor
+rng = np.random.default_rng(0)
+X = pd.DataFrame({"shop": rng.integers(0, 50, 3000).astype(str)})
+model = EntityEmbeddingRegressor(max_epochs=1, max_lr=0.01, random_state=0).fit(X, rng.normal(size=3000))
+expected = model.predict(X)
+child = os.fork()
+if not child:
+    os._exit(0 if np.array_equal(model.predict(X), expected) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)

@@ -159,3 +159,25 @@ def test_bad_targets_are_named(y, target_type, message):
     with pytest.raises(InputError, match=message) as error:
         heads_of(y, target_type)
     assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_stay_whole():
+    long = np.array([np.int64(2**60 + i % 3) for i in range(9)], dtype=object)
+    assert as_targets(long)[0].dtype == np.int64
+    assert make_heads(*as_targets(long)[:2], "auto")[0].classes.tolist() == [2**60, 2**60 + 1, 2**60 + 2]
+    both = pd.DataFrame({"id": long.astype(np.int64), "share": np.arange(9) / 4})
+    for frame in (both, pl.from_pandas(both)):
+        first, second = make_heads(*as_targets(frame)[:2], "auto")
+        assert first.classes.tolist() == [2**60, 2**60 + 1, 2**60 + 2]
+        assert second.kind == "continuous"
+    with pytest.raises(InputError, match="target holds whole numbers of more than 64 bits: cast it to text"):
+        as_targets([2**70, 2**71])
+    texts = np.array(["a", "b"], dtype=np.dtypes.StringDType())
+    assert make_heads(*as_targets(texts)[:2], "auto")[0].classes.tolist() == ["a", "b"]
+
+
+def test_text_for_a_number_is_one_line():
+    (head,) = make_heads(np.array([[0.5], [1.5]]), ["y"], "auto")
+    for use in (head.encode, lambda y: head.losses(np.zeros((1, 1)), y)):
+        with pytest.raises(InputError, match="target 'y' must hold numbers, found <U1: cast it"):
+            use(np.array(["a"]))

@@ -335,3 +335,14 @@ def test_only_small_steps_have_a_choice(two_threads):
     assert trainer.threads.most == 2
     torch.set_num_threads(1)
     assert make_trainer().threads.most == 1
+
+
+def test_the_scale_of_the_weights_changes_nothing():
+    found = []
+    for weights in (np.ones(60), np.full(60, 3.5)):
+        trainer = make_trainer(weights=weights)
+        found.append((trainer, [trainer.step(0.01)[0] for _ in range(20)]))
+    (light, losses), (heavy, others) = found
+    assert others == pytest.approx(losses)
+    torch.testing.assert_close(light.noise, heavy.noise)
+    torch.testing.assert_close(light.network.tables[0], heavy.network.tables[0])

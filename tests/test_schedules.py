@@ -191,6 +191,8 @@ def test_options_reach_the_schedule() -> None:
         ({"name": "triangular", "step_size": 0}, "step_size must be positive, got 0"),
         ({"div_factor": float("inf")}, "div_factor must be finite, got inf"),
         ({"name": "cosine_restarts", "T_mult": 0.5}, "T_mult must be at least 1, got 0.5"),
+        ({"name": "triangular", "base_lr": 0.5}, "base_lr must be at most the peak rate 0.1, got 0.5"),
+        ({"name": "cosine_restarts", "eta_min": 0.2}, "eta_min must be at most the peak rate 0.1, got 0.2"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str) -> None:

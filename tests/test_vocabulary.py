@@ -377,3 +377,14 @@ def test_a_pickle_holds_the_vocabulary_alone():
     assert again.encode(LARGE["string"][:3]).tolist() == [2, 3, 4]
     assert again.categories.equals(vocabulary.categories)
     assert not again.counts.flags.writeable
+
+
+def test_floats_are_looked_up_among_decimals_without_rounding():
+    column = pa.array([Decimal("0.1"), Decimal("0.2"), None])
+    vocabulary = Vocabulary.fit(column, "price")
+    assert vocabulary.encode(pa.array([0.1, 0.104, 0.2, 0.249, None])).tolist() == [2, 1, 3, 1, 0]
+    close = Vocabulary.fit(pa.array([Decimal("0.10000000000000000001"), Decimal("0.1")]), "price")
+    with pytest.raises(
+        InputError, match=r"'price' was decimal.* floats do not tell apart.*read it as decimals"
+    ):
+        close.encode(pa.array([0.1]))

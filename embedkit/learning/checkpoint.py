@@ -161,6 +161,7 @@ def fingerprint_of(preparation: Preparation, settings: Settings) -> dict[str, An
     values = asdict(settings)
     for name in ("progress", "embedding_dim", "device"):  # the shape of the network says what came of it
         del values[name]
+    values["batch_size"] = preparation.trainer.batch_size  # of all processes together
     device = preparation.trainer.rows.device.type
     return {
         "data": digest.hexdigest(),

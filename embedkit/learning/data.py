@@ -1,7 +1,7 @@
 """The rows a network learns from, as compact tensors on its device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,14 @@ class Rows:
     def take(self, index: torch.Tensor | slice) -> "Rows":
         """Some of the rows."""
         return Rows(self.codes[index], self.numeric[index], self.targets[index], self.weights[index])
+
+    def repeated(self) -> "Rows":
+        """Rows of whole weights, if these add up to no more than 50,000, as that many rows of weight 1."""
+        whole = bool((self.weights % 1 == 0).all()) and float(self.weights.double().sum()) <= MAX_SORTED_ROWS
+        if not whole:
+            return self
+        index = torch.arange(len(self), device=self.device).repeat_interleave(self.weights.long())
+        return replace(self.take(index), weights=torch.ones(len(index), device=self.device))
 
     def to(self, device: torch.device) -> "Rows":
         """The rows on another device."""
@@ -70,12 +78,11 @@ class Rows:
 
 
 def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Rows:
-    """Rows as tensors, in an order and with weights that depend only on what the data say.
+    """Rows as tensors, in an order that depends only on what the data say.
 
-    Rows of weight 0 are dropped. Up to 50,000 rows are sorted, and whole weights that add up to no more than
-    that become repeated rows: a weight of 2 and a row given twice are then the same thing to the last bit,
-    and the order of the input plays no part. Larger data keep their rows as they come; there a weight of 2 is
-    a row given twice in the mean.
+    Rows of weight 0 are dropped. Up to 50,000 rows are sorted: the order of the input plays no part, and once
+    they are `repeated` a weight of 2 and a row given twice are the same thing to the last bit. Larger data
+    keep their rows as they come; there a weight of 2 is a row given twice in the mean.
 
     Parameters
     ----------
@@ -88,10 +95,6 @@ def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weigh
     if len(index) <= MAX_SORTED_ROWS:
         keys = np.concatenate([weights[:, None], codes, numeric, targets], axis=1, dtype=np.float64)
         index = index[np.lexsort(keys[index].T)]  # by the last column first
-    kept = weights[index]
-    if (kept % 1 == 0).all() and kept.sum() <= MAX_SORTED_ROWS:
-        index = np.repeat(index, kept.astype(np.int64))
-        weights = np.ones_like(weights)
     return Rows(
         torch.tensor(codes[index], dtype=torch.int32),
         torch.tensor(numeric[index], dtype=torch.float32),
@@ -101,7 +104,10 @@ def make_rows(codes: np.ndarray, numeric: np.ndarray, targets: np.ndarray, weigh
 
 
 def hold_out(rows: Rows, fraction: float, generator: torch.Generator) -> tuple[Rows, Rows]:
-    """Split rows at random into those to learn from, 2 at least, and those to watch, 1 at least."""
+    """Split rows at random into those to learn from, 2 at least, and those to watch, 1 at least.
+
+    Before they are repeated: copies of one row on both sides would tell of nothing but memory.
+    """
     if len(rows) < 3:
         raise InputError(f"early_stopping holds rows out and needs at least 3 rows, found {len(rows)}")
     order = torch.randperm(len(rows), generator=generator)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from embedkit.columns import EmbeddingTable
-from embedkit.errors import InputError
+from embedkit.errors import InputError, first_line
 from embedkit.frames import numeric_block
 from embedkit.learning.learned import Learned
 from embedkit.learning.losses import row_losses
@@ -33,6 +33,7 @@ def extend(
     y: np.ndarray,
     sample_weight: np.ndarray | None,
     min_frequency: float | None = None,
+    max_categories: int | None = None,
 ) -> Learned:
     """Learn rows for the categories of a table that are not in the vocabularies.
 
@@ -47,6 +48,8 @@ def extend(
         How many rows each row stands for.
     min_frequency : int or float, optional
         Rarer categories stay unknown; a fraction is one of these rows.
+    max_categories : int, optional
+        Most categories of a column, old ones included: of the new ones the most frequent are kept.
 
     Returns
     -------
@@ -60,7 +63,8 @@ def extend(
     """
     vocabularies, sources = [], []
     for part in learned.tables:
-        vocabulary, source = _extended(part.vocabulary, table[part.feature], sample_weight, min_frequency)
+        column = table[part.feature]
+        vocabulary, source = _extended(part.vocabulary, column, sample_weight, min_frequency, max_categories)
         vocabularies.append(vocabulary)
         sources.append(source)
     is_new = [source < 0 for source in sources]
@@ -100,19 +104,29 @@ def _extended(
     column: pa.ChunkedArray,
     sample_weight: np.ndarray | None,
     min_frequency: float | None,
+    max_categories: int | None,
 ) -> tuple[Vocabulary, np.ndarray]:
     """A vocabulary with a column's new categories, and the old code of each of its codes, -1 for new ones."""
     old.encode(column)  # checks the type
     found = Vocabulary.fit(column, old.feature, min_frequency=min_frequency, sample_weight=sample_weight)
-    unseen = pa.array(old.encode(found.categories) == UNKNOWN)
-    if not pc.any(unseen).as_py():
+    unseen = np.flatnonzero(old.encode(found.categories) == UNKNOWN)
+    if max_categories is not None:
+        by_frequency = np.argsort(-found.counts[FIRST:][unseen], kind="stable")
+        unseen = np.sort(unseen[by_frequency[: max(max_categories - old.cardinality, 0)]])
+    if not len(unseen):
         return old, np.arange(old.num_embeddings)
-    added = found.categories.filter(unseen)
+    added = found.categories.take(pa.array(unseen))
     both = added
     if len(old.categories):  # else the column had no value yet, and no type
-        both = pa.concat_arrays([old.categories, added.cast(old.categories.type)])
+        try:
+            both = pa.concat_arrays([old.categories, added.cast(old.categories.type)])
+        except pa.ArrowException as error:
+            raise InputError(
+                f"column {old.feature!r} was {old.categories.type} when learned and has new values that do "
+                f"not fit ({first_line(error)}): cast it, or learn anew"
+            ) from error
     order = pc.sort_indices(both).to_numpy().astype(np.int64)
-    fresh = found.counts[FIRST:][np.asarray(unseen)]
+    fresh = found.counts[FIRST:][unseen]
     counts = np.concatenate([old.counts[FIRST:], fresh])[order]
     sources = np.where(order < len(old.categories), order + FIRST, -1)
     return (

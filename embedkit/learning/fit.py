@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +24,11 @@ from embedkit.vocabulary import Vocabulary
 
 # An automatic rate stays within these bounds: where the finder's curve is misleading, it misleads no further.
 AUTO_LR_BOUNDS = (1e-3, 1e-2)
-# Weights that move by about the rate in a step have to get somewhere: the fewer steps, the larger they are.
+# A weight moves by about the rate in a step. To cover this distance, a short training needs larger steps.
 AUTO_LR_DISTANCE = 2.0
 AUTO_LR_ITERATIONS = 200
+# torch's random numbers are the process' own: trainings side by side would draw them from each other.
+_LEARNING = threading.Lock()
 
 
 def learn(
@@ -195,8 +198,8 @@ def _features_with_rank(preparation: Preparation, settings: Settings) -> set[str
 
 @contextmanager
 def _own_random_state(seed: int) -> Iterator[None]:
-    """torch's global random state, seeded within and untouched after."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """torch's global random state, seeded within and untouched after; for one thread at a time."""
+    with _LEARNING, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 

@@ -125,7 +125,7 @@ def train(
         if watch is None:
             history.best_epoch = position.epoch
         elif watched[0] < position.best_loss:
-            position.best_loss, position.best = watched[0], trainer.snapshot()
+            position.best_loss, position.best = watched[0], _snapshot(trainer)
             history.best_epoch = position.epoch
         elif position.epoch - history.best_epoch >= n_iter_no_change:
             position.stopped = True
@@ -144,7 +144,7 @@ def _sound_epoch(
     """An epoch that ends with finite weights: the rates of its steps, and their mean loss."""
     history, epoch = position.history, position.epoch
     if position.start is None:
-        position.start = trainer.snapshot()
+        position.start = _snapshot(trainer)
     while True:
         first = (epoch - 1) * trainer.steps_per_epoch
         lrs = [position.rate_factor * schedule(first + i) for i in range(trainer.steps_per_epoch)]
@@ -206,10 +206,12 @@ def _state(trainer: Trainer, position: _Position) -> dict[str, Any]:
     """All it takes to go on, as a checkpoint can hold it."""
     kept = {name.name: getattr(position, name.name) for name in fields(position)}
     kept |= {"history": asdict(position.history), "losses": torch.stack(position.losses)}
-    for name in ("start", "best"):
-        kept[name] = None if kept[name] is None else kept[name] | {"epoch": None}
-    now = trainer.snapshot() | {"epoch": None}  # the rows in their order are drawn again
-    return {"position": kept, "trainer": now, "micro_batch": trainer.micro_batch}
+    return {"position": kept, "trainer": _snapshot(trainer), "micro_batch": trainer.micro_batch}
+
+
+def _snapshot(trainer: Trainer) -> dict[str, Any]:
+    """The trainer's state without the rows in their order, another copy of all: they are drawn again."""
+    return trainer.snapshot() | {"epoch": None}
 
 
 def _resume(trainer: Trainer, state: dict[str, Any]) -> _Position:

@@ -141,8 +141,10 @@ def build(shape: NetworkShape, weights: Mapping[str, np.ndarray]) -> EntityEmbed
 
     In double precision: what a row is predicted does not depend on the rows beside it, as it does in single.
     """
-    network = EntityEmbeddingNetwork(shape)
-    network.load_state_dict({name: torch.as_tensor(np.array(array)) for name, array in weights.items()})
+    with torch.device("meta"):  # without random weights: they would be drawn from the process' random numbers
+        network = EntityEmbeddingNetwork(shape)
+    tensors = {name: torch.as_tensor(np.array(array)) for name, array in weights.items()}
+    network.load_state_dict(tensors, assign=True)
     return network.double().eval()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from embedkit.columns import NumericColumn
+from embedkit.errors import InputError
 
 NUMERIC_OUTPUTS = ("scale", "passthrough", "drop")
 # Up to this many rows the order of the input plays no part; sorting more costs more than it saves.
@@ -30,8 +31,15 @@ def moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
         order = np.lexsort((weights, values))
         values, first = np.unique(values[order], return_index=True)
         weights = np.add.reduceat(weights[order], first)
-    mean = np.average(values, weights=weights)
-    return float(mean), float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.average(values, weights=weights)
+        return float(mean), float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
+
+
+def check_moments(what: str, mean: float, scale: float) -> None:
+    """Raise InputError where numbers are so large that their squares overflow."""
+    if not np.isfinite([mean, scale]).all():
+        raise InputError(f"{what} holds numbers too large to standardise, beyond about 1e150: rescale it")
 
 
 class RunningMoments:
@@ -128,7 +136,15 @@ class NumericInputs:
     def of_moments(
         cls, features: Sequence[str], means: Sequence[float], scales: Sequence[float], flagged: Sequence[bool]
     ) -> "NumericInputs":
-        """Inputs of columns whose moments are known; the parameters are the attributes."""
+        """Inputs of columns whose moments are known; the parameters are the attributes.
+
+        Raises
+        ------
+        InputError
+            If the numbers of a column are too large to be standardised.
+        """
+        for feature, mean, scale in zip(features, means, scales, strict=True):
+            check_moments(f"column {feature!r}", mean, scale)
         # A constant column comes out as zero, whatever its rounding error.
         sound = [
             scale if scale > 1e-12 * max(abs(mean), 1e-300) else 1.0

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 # A common factor is multiplied into its table before the stored numbers could get out of float32's range: it
-# falls by half a step at most.
+# at most halves in a step.
 SETTLE_STEPS = 32
 
 

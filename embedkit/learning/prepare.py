@@ -90,7 +90,7 @@ def _code_table(task: Task, device: torch.device, generator: torch.Generator) ->
     rows, watch = make_rows(codes, inputs.transform(block), targets, weights).to(device), None
     if settings.early_stopping:
         rows, watch = hold_out(rows, settings.validation_fraction, generator)
-    return Coded(vocabularies, inputs, float(weights.sum()), rows, watch)
+    return Coded(vocabularies, inputs, float(weights.sum()), rows.repeated(), watch)
 
 
 def _code_stream(task: Task, device: torch.device, generator: torch.Generator) -> Coded:
@@ -145,11 +145,11 @@ def _check_names(
         return
     outputs = {}
     for feature, width in zip(features, widths, strict=True):
-        digits = len(str(width - 1))
-        if settings.width_is_chosen(feature):
-            outputs |= {f"{feature}_{i:0{digits}}": feature for i in range(width)}
-        elif digits == 1:  # one axis at least comes out
-            outputs[f"{feature}_0"] = feature
+        most = len(str(width - 1))
+        # How many axes come out, and so how many digits they are told apart by, is known after the training.
+        for digits in [most] if settings.width_is_chosen(feature) else range(1, most + 1):
+            axes = range(min(width, 10**digits))
+            outputs |= {f"{feature}_{i:0{digits}}": feature for i in axes}
     if settings.numeric == "scale":
         flagged = compress(inputs.features, inputs.flagged)
         outputs |= {f"{feature}_missing": feature for feature in flagged}
@@ -191,6 +191,7 @@ def choose_batch_size(batch_size: int | str, n_rows: int, n_processes: int = 1) 
 def _trained_counts(vocabulary: Vocabulary, total: float, settings: Settings) -> np.ndarray:
     """Counts of the vocabulary, where unknown also counts the values that are replaced by it in an epoch."""
     counts = vocabulary.counts.astype(np.float64)
-    counts[UNKNOWN] += round(settings.unknown_fraction * total)
+    replaced = settings.unknown_fraction * total
+    counts[UNKNOWN] += round(replaced) if replaced >= 1 else replaced  # few, or light, rows count too
     whole = vocabulary.counts.dtype == np.int64
-    return counts.astype(np.int64) if whole else counts
+    return np.ceil(counts).astype(np.int64) if whole else counts

@@ -2,7 +2,7 @@
 
 Along it a forest can take any category out by itself, as from an ordinal encoding, and boosted trees go as
 far as their bins do; both find what neighbours in that order (days, sizes, postal codes) have in common.
-Vectors, which keep what holds up in the mean over the categories, say neither.
+Vectors, which keep what holds up in the mean over the categories, show neither.
 """
 
 import numpy as np

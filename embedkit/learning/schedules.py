@@ -235,6 +235,9 @@ def make_schedule(
         raise InputError(f"schedule {name!r} takes {known}; it was given {', '.join(unknown)}")
     settings = {**defaults, **options}
     _check_options(settings)
+    for option in ("base_lr", "eta_min"):
+        if settings.get(option, 0) > max_lr:
+            raise InputError(f"{option} must be at most the peak rate {max_lr:g}, got {settings[option]:g}")
     return partial(SCHEDULES[name], max_lr=max_lr, **settings)
 
 

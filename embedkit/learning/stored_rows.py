@@ -108,7 +108,7 @@ class ShuffledBlocks:
         self.buffers = list(order.tensor_split(max(1, math.ceil(len(order) / in_buffer))))
         sizes = torch.tensor([len(blocks) for blocks in self.buffers]) * self.block_rows
         self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[:-1]])
-        # What is left over is less than a block, from another place in every epoch: it goes last.
+        # What is left over, less than a block and from another place in every epoch, joins the last buffer.
         self.buffers[-1] = torch.cat([self.buffers[-1], torch.tensor([len(order)])])
         self.number, self.buffer = -1, None
 

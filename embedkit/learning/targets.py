@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from embedkit.errors import InputError
-from embedkit.learning.numeric import moments
+from embedkit.learning.numeric import check_moments, moments
 
 TARGET_TYPES = ("auto", "continuous", "binary", "multiclass")
 # A numeric target with more distinct values than this is continuous under "auto": ratings, miles per gallon.
@@ -51,10 +51,10 @@ class Head:
         Raises
         ------
         InputError
-            If a label is not among the classes.
+            If a label is not among the classes, or a continuous target holds no numbers.
         """
         if self.kind == "continuous":
-            return ((y.astype(np.float64) - self.center) / self.scale).astype(np.float32)
+            return self._standardise(y).astype(np.float32)
         try:
             labels = y.astype(str) if self.classes.dtype.kind == "U" else y.astype(self.classes.dtype)
             codes = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
@@ -67,6 +67,12 @@ class Head:
                 f"not learned: the classes are {self.classes.tolist()}"
             )
         return codes.astype(np.float32)
+
+    def _standardise(self, y: np.ndarray) -> np.ndarray:
+        try:
+            return (y.astype(np.float64) - self.center) / self.scale
+        except (TypeError, ValueError):
+            raise InputError(f"target {self.name!r} must hold numbers, found {y.dtype}: cast it") from None
 
     def decode(self, outputs: np.ndarray) -> np.ndarray:
         """Network outputs, shape (n_rows, n_outputs), as predicted numbers or labels, shape (n_rows,)."""
@@ -88,7 +94,7 @@ class Head:
         the cross-entropy in nats. `outputs` are those of the network, `y` the target as given.
         """
         if self.kind == "continuous":
-            return 0.5 * (outputs[:, 0] - (y.astype(np.float64) - self.center) / self.scale) ** 2
+            return 0.5 * (outputs[:, 0] - self._standardise(y)) ** 2
         chosen = self.encode(y).astype(np.int64)
         if self.kind == "binary":
             return np.logaddexp(0.0, np.where(chosen == 1, -1.0, 1.0) * outputs[:, 0].astype(np.float64))
@@ -201,7 +207,9 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
     if kind == "continuous":
         if not numeric and y.dtype.kind != "b":
             raise InputError(f"target {name!r} must hold numbers, found {y.dtype}: cast it, or learn classes")
-        return Head(name, kind, None, *moments(y.astype(np.float64), sample_weight))
+        mean, scale = moments(y.astype(np.float64), sample_weight)
+        check_moments(f"target {name!r}", mean, scale)
+        return Head(name, kind, None, mean, scale)
     if kind == "binary" and len(distinct) != 2:
         raise InputError(f"target {name!r} must hold 2 classes, found {len(distinct)}: use 'multiclass'")
     if numeric and y.dtype.kind == "f" and (distinct % 1 != 0).any():
@@ -245,7 +253,9 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
     name = getattr(y, "name", None)
     columns = getattr(y, "columns", None)
     if columns is not None and hasattr(y, "to_numpy"):
-        names, values = [str(column) for column in columns], np.asarray(y.to_numpy())
+        names = [str(column) for column in columns]
+        parts = [np.asarray(y.iloc[:, i] if hasattr(y, "iloc") else y[columns[i]]) for i in range(len(names))]
+        values = _side_by_side(parts) if parts else np.empty((len(y), 0))
     else:
         if isinstance(y, pa.Array):
             y = y.to_numpy(zero_copy_only=False)
@@ -258,18 +268,31 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
         names = [str(name) if name is not None else "y"] if width == 1 else [f"y{i}" for i in range(width)]
     single = values.ndim == 1
     values = values[:, None] if single else values
-    if values.dtype == object:
-        values = _narrow(values)
+    if values.dtype == object or values.dtype.kind == "T":
+        values = _side_by_side(list(values.astype(object).T))
     if values.dtype.kind in "SUO" or values.dtype.kind in "biuf":
         return values, names, single
     raise InputError(f"target must hold numbers, booleans or strings, found {values.dtype}: cast it")
 
 
+def _side_by_side(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Targets of shape (n_rows, n_targets); of objects where the columns are not of one kind."""
+    columns = [_narrow(column) if column.dtype == object else column for column in columns]
+    if len({column.dtype.kind for column in columns}) > 1:
+        columns = [column.astype(object) for column in columns]
+    return np.stack(columns, axis=1)
+
+
 def _narrow(values: np.ndarray) -> np.ndarray:
     """Objects that are all numbers, booleans or strings become an array of these."""
-    kinds = {type(value) for value in values.ravel()}
+    kinds = {type(value) for value in values}
+    if kinds and all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
+        try:
+            return values.astype(np.int64)
+        except OverflowError:
+            raise InputError("target holds whole numbers of more than 64 bits: cast it to text") from None
     if all(issubclass(kind, (int, float, Decimal, np.number)) and kind is not bool for kind in kinds):
-        return values.astype(np.float64) if not kinds <= {int} else values.astype(np.int64)
+        return values.astype(np.float64)
     if kinds <= {bool, np.bool_}:
         return values.astype(bool)
     return values.astype(str) if kinds <= {str, np.str_} else values

@@ -1,5 +1,6 @@
 """How many threads a training step is worth, found out on the way."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,11 @@ TRIAL_STEPS = 5
 SHORTEST, LONGEST = 64, 1024
 # All threads have to be faster by so much; they are given up where they take so many times as long.
 WORTH_IT, HOPELESS = 0.95, 3.0
+
+# A forked process, such as a preloaded server's worker, has none of the threads that OpenMP waits for: torch
+# would wait for ever. It goes on with one.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class ThreadChoice:

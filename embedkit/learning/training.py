@@ -162,7 +162,7 @@ class Trainer:
     def _take_step(self, batch: Rows, lr: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         self.moving = False
         result = self._gradients(batch)
-        self.moving = True  # from here on memory must not run out
+        self.moving = True  # where memory runs out from here on, the step is torn
         self.layers.step(self.gradients.gradient, lr)
         self.tables.step(batch.codes, result.slopes, TABLE_RATE * lr)
         if result.squares is not None:
