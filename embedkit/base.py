@@ -140,7 +140,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             If torch is not installed.
         """
         require("torch", "train")
-        from embedkit.learning.fit import UnstableTrainingError, learn
+        from embedkit.learning.fit import learn
+        from embedkit.learning.loop import UnstableTrainingError
 
         if checkpoint is not None:
             check_repeatable(self)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,8 +35,9 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
     """Read DATA; the options that say what its columns are for are taken out of `options`."""
     from embedkit.files import open_training
 
-    names = ("target", "columns", "drop", "weight", "skip_missing_target")
-    roles = {name: options.pop(name) for name in names} | {"stream": options.pop("stream", False)}
+    names = ("target", "columns", "drop", "skip_missing_target")
+    roles = {name: options.pop(name) for name in names}
+    roles |= {"weight": options.pop("weight", None), "stream": options.pop("stream", False)}
     return open_training(data, categorical=options["categorical_features"], **roles)
 
 
@@ -168,7 +170,7 @@ def inspect(
 
 
 @main.command()
-@learning_options
+@partial(learning_options, weighted=False)
 @click.option("--folds", "n_folds", type=click.IntRange(2), default=5, show_default=True, help="How many.")
 @click.option("--group", "groups", help="Column whose values are never on both sides of a fold.")
 @click.option("--time", help="Column to split by: folds are tested on later rows.")
@@ -190,8 +192,6 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
 
     if out:
         files.check_writable(out)
-    if options["weight"]:
-        raise click.UsageError("evaluate takes all rows to be the same: leave out --weight")
     keys = [options[name] for name in ("groups", "time") if options[name]]
     options["columns"] = (*options["columns"], *keys) if options["columns"] else ()
     rows = _read_rows(data, options)

@@ -14,8 +14,9 @@ NAMES = Names()
 SAVING = ("resume", "checkpoint", "checkpoint_seconds", "cache_dir")
 
 
-def learning_options(command: Callable) -> Callable:
-    """Add the options that say what to learn from, and how wide and how fast."""
+def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
+    """Add the options that say what to learn from, weights included if `weighted`, and how wide and fast."""
+    weight = click.option("--weight", help="Column that says how many rows each row stands for.")
     options = [
         click.argument("data", type=click.Path()),
         click.option("--target", type=NAMES, required=True, help="Column to predict; or several: a,b."),
@@ -31,7 +32,7 @@ def learning_options(command: Callable) -> Callable:
             default="",
             help="Integer ids and dates to take as categories; texts and booleans always are.",
         ),
-        click.option("--weight", help="Column that says how many rows each row stands for."),
+        *([weight] if weighted else []),
         click.option("--skip-missing-target", is_flag=True, help="Leave out rows that lack a target."),
         click.option(
             "--task",

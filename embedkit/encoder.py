@@ -5,8 +5,9 @@ from typing import Any, Self
 
 from sklearn.base import BaseEstimator
 
-from embedkit.base import EntityEmbeddingBase, LookupMixin
+from embedkit.base import EntityEmbeddingBase
 from embedkit.errors import InputError
+from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
 
 

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
@@ -12,23 +13,20 @@ from embedkit import store
 from embedkit.base import EntityEmbeddingBase
 from embedkit.errors import InputError, StoreError, require
 from embedkit.frames import numeric_block
+from embedkit.vocabulary import encode_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class _NetworkMixin:
-    def _outputs(self, X: Any) -> list[np.ndarray]:
-        """Outputs of the network, one array of shape (n_rows, n_outputs) per head."""
-        check_is_fitted(self)
+    def _outputs(self, table: pa.Table) -> list[np.ndarray]:
+        """Outputs of the network for rows from `_read`, one array of shape (n_rows, n_outputs) per head."""
         require("torch", "train")
         from embedkit.learning.network import build, predict
 
         learned = self._learned
-        table = self._read(X, reset=False)
-        codes = np.empty((table.num_rows, len(learned.tables)), dtype=np.int32)
-        for i, part in enumerate(learned.tables):
-            codes[:, i] = part.encode(table[part.feature])
+        codes = encode_columns([part.vocabulary for part in learned.tables], table)
         numeric = learned.inputs.transform(numeric_block(table, learned.inputs.features))
         outputs = predict(build(learned.shape, learned.weights), codes, numeric)
         ends = np.cumsum([head.n_outputs for head in learned.heads])[:-1]
@@ -47,7 +45,8 @@ class _NetworkMixin:
         ndarray of shape (n_rows,) or (n_rows, n_targets)
             Class labels, or numbers in units of the target.
         """
-        outputs = self._outputs(X)
+        check_is_fitted(self)
+        outputs = self._outputs(self._read(X, reset=False))
         decoded = [head.decode(part) for head, part in zip(self._learned.heads, outputs, strict=True)]
         if self._single:
             return decoded[0]
@@ -135,7 +134,8 @@ class EntityEmbeddingClassifier(_NetworkMixin, ClassifierMixin, EntityEmbeddingB
         float64 array of shape (n_rows, n_classes)
             Columns in the order of `classes_`; a list of these for several targets.
         """
-        outputs = self._outputs(X)
+        check_is_fitted(self)
+        outputs = self._outputs(self._read(X, reset=False))
         parts = [head.probabilities(part) for head, part in zip(self._learned.heads, outputs, strict=True)]
         return parts[0] if self._single else parts
 

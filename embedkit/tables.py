@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from embedkit.columns import EmbeddingTable, NumericColumn
 from embedkit.errors import InputError, did_you_mean, repeated
-from embedkit.frames import is_array, numeric_block, to_table, type_family
+from embedkit.frames import from_numpy, is_array, numeric_block, to_table, type_family
 
 __all__ = ["EmbeddingSet", "EmbeddingTable", "NumericColumn"]
 
@@ -119,7 +119,7 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
     def transform_table(self, X: Any) -> pa.Table:
         """Do what `transform` does, column by column: an Arrow table of the float32 columns that come out."""
         out = self._lookup(X, order="F")
-        return pa.table([pa.array(column) for column in out.T], names=list(self.feature_names_out))
+        return pa.table([from_numpy(column) for column in out.T], names=list(self.feature_names_out))
 
     @property
     def text_features(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def top_losses(estimator: "Predictor", X: Any, y: Any, k: int = 20) -> pd.DataFr
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k must be a whole number of at least 1, got {k!r}")
     table = estimator._read(X, reset=False)
-    outputs, targets = estimator._outputs(X), estimator._targets(y, table.num_rows)
+    outputs, targets = estimator._outputs(table), estimator._targets(y, table.num_rows)
     losses = _losses(estimator, outputs, targets)
     rows = np.argsort(-losses, kind="stable")[:k]
     columns = {"row": rows, "loss": losses[rows]}
@@ -43,7 +43,7 @@ def top_losses(estimator: "Predictor", X: Any, y: Any, k: int = 20) -> pd.DataFr
 def category_losses(estimator: "Predictor", X: Any, y: Any) -> pd.DataFrame:
     """The loss behind each category; see `EntityEmbeddingClassifier.category_losses`."""
     table = estimator._read(X, reset=False)
-    losses = _losses(estimator, estimator._outputs(X), estimator._targets(y, table.num_rows))
+    losses = _losses(estimator, estimator._outputs(table), estimator._targets(y, table.num_rows))
     frames = []
     for part in estimator._learned.tables:
         codes = part.encode(table[part.feature])

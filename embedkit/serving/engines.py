@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from embedkit import store
-from embedkit.errors import InputError, require
+from embedkit.errors import InputError, first_line, require
 from embedkit.serving.output import JobFolder
-from embedkit.serving.sources import first_line
 from embedkit.serving.units import Job, Unit, transform_unit
 from embedkit.tables import EmbeddingSet
 
