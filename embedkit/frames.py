@@ -250,7 +250,10 @@ def _pandas_column(series: Any, name: str, as_strings: bool) -> pa.Array | pa.Ch
     if hasattr(series, "cat"):
         codes, categories = series.cat.codes.to_numpy(), series.cat.categories
         values = _one_chunk(_pandas_column(categories.to_series(), name, as_strings))
-        column = pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), values)
+        missing = codes.min(initial=0) < 0
+        # Without a mask nothing is copied; and pandas sees to it that all codes are those of categories.
+        indices = pa.array(codes, mask=codes < 0 if missing else None)
+        column = pa.DictionaryArray.from_arrays(indices, values, safe=False)
         # Objects such as 1 and "1" are one text.
         alike = categories.dtype == object and len(values.unique()) < len(values)
         return column.dictionary_decode().dictionary_encode() if alike else column
