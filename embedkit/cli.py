@@ -113,10 +113,11 @@ def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any)
     sweep = {name: options.pop(name) for name in ("start_lr", "end_lr", "num_iter")}
     estimator = rows.estimator(task, verbose=int(not quiet), **options)
     result = estimator.find_lr(rows.X, rows.y, rows.sample_weight, **sweep)
-    if plot:
-        plot_lr_finder(result, plot)
     if not quiet:
         click.echo(console.finder_summary(result))
+    if plot:
+        os.makedirs(os.path.dirname(os.path.abspath(plot)), exist_ok=True)
+        plot_lr_finder(result, plot)
 
 
 @main.command()
@@ -152,6 +153,8 @@ def inspect(
     if target and worst is None:
         raise click.UsageError("--target is for --worst: embedkit inspect STORE --worst DATA --target y")
     if worst is not None:
+        if feature is not None or neighbors is not None:
+            raise click.UsageError("--worst looks at all features: leave out FEATURE and --neighbors")
         click.echo(console.worst(store, version, worst, target, rows))
         return
     embedding_set = embedkit.EmbeddingSet.load(store, version)
@@ -189,11 +192,12 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
       embedkit evaluate train.parquet --target Sales --categorical Store,DayOfWeek
     """
     from embedkit import files
+    from embedkit.serving.output import write_frame
 
     if out:
         files.check_writable(out)
     keys = [options[name] for name in ("groups", "time") if options[name]]
-    options["columns"] = (*options["columns"], *keys) if options["columns"] else ()
+    options["columns"] = tuple(dict.fromkeys((*options["columns"], *keys))) if options["columns"] else ()
     rows = _read_rows(data, options)
     found = embedkit.evaluate(
         rows.X,
@@ -203,9 +207,9 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
         progress=console.on_terminal(quiet),
         **options,
     )
-    if out:
-        found.scores.to_parquet(out, index=False)
     click.echo(str(found))
+    if out:
+        write_frame(found.scores, out)
 
 
 @main.command()
@@ -227,13 +231,14 @@ def drift(old: str, new: str, old_version: str, new_version: str, rows: int, out
       embedkit drift stores.embedkit stores.embedkit --old-version v000001
     """
     from embedkit import files
+    from embedkit.serving.output import write_frame
 
     if out:
         files.check_writable(out)
     found = embedkit.drift(old, new, old_version=old_version, new_version=new_version)
-    if out:
-        found.to_parquet(out, index=False)
     click.echo(console.drift_summary(found, rows))
+    if out:
+        write_frame(found, out)
 
 
 @main.command()
@@ -272,6 +277,8 @@ def export(store: str, format: str, out: str, features: tuple, version: str | No
     given = {name: value for name, value in sql.items() if value is not None}
     if given and format != "sql":
         raise click.UsageError(f"--{next(iter(given))} is for --format sql, got --format {format}")
+    if "://" in out:
+        raise click.UsageError(f"--out must be a local directory, got {out}: export there and copy it")
     embedding_set = embedkit.EmbeddingSet.load(store, version)
     if features:
         embedding_set = embedding_set.subset(features)
@@ -349,10 +356,11 @@ def verify(path: str) -> None:
       embedkit verify stores.embedkit
       embedkit verify features.parquet
     """
-    from embedkit.serving.output import MANIFEST, verify_output
+    from embedkit.serving.output import MANIFEST, local_path, verify_output
 
-    is_output = os.path.exists(os.path.join(path, MANIFEST))
-    problems = verify_output(path) if is_output else embedkit.verify(path)
+    local = local_path(path)
+    is_output = local is not None and os.path.exists(os.path.join(local, MANIFEST))
+    problems = verify_output(local) if is_output else embedkit.verify(path)
     if problems:
         raise click.ClickException("\n".join(problems))
     click.echo(f"{path} is sound.")

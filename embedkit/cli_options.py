@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def saving(
 
     A checkpoint of before is removed unless it is to be gone on with, and so is this one when all is done.
     """
-    from embedkit.learning.checkpoint import remove
+    from embedkit.learning.checkpoint import FILE, remove
 
     if "://" not in out:
         checkpoint = checkpoint or f"{os.path.normpath(out)}.checkpoint"
@@ -169,15 +169,47 @@ def saving(
             raise click.UsageError("--resume needs a --checkpoint where OUT is a URI")
         yield {"cache_dir": cache_dir}
         return
-    if not resume:
+    with _alone(checkpoint):
+        if not resume:
+            remove(checkpoint, keep_directory=True)
+        try:
+            yield {"cache_dir": cache_dir, "checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
+        except KeyboardInterrupt:
+            if os.path.exists(os.path.join(checkpoint, FILE)):
+                click.echo(f"\nThe training so far is in {checkpoint}: --resume goes on with it.", err=True)
+            raise
         remove(checkpoint)
+
+
+@contextmanager
+def _alone(checkpoint: str) -> Iterator[None]:
+    """Keep other trainings away from a checkpoint; one that dies gives the lock back."""
+    import fcntl
+
+    from embedkit.errors import OutputError
+
+    if not _is_first():  # the first of the processes that learn together has it
+        yield
+        return
     try:
-        yield {"cache_dir": cache_dir, "checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
-    except KeyboardInterrupt:
-        if os.path.isdir(checkpoint):
-            click.echo(f"\nThe training so far is in {checkpoint}: --resume goes on with it.", err=True)
-        raise
-    remove(checkpoint)
+        os.makedirs(checkpoint, exist_ok=True)
+        lock = os.open(checkpoint, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"cannot write a checkpoint to {checkpoint}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another training is writing {checkpoint}: wait for it, or give a --checkpoint of its own"
+            ) from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # not empty: it holds what --resume goes on with
+                os.rmdir(checkpoint)
+    finally:
+        os.close(lock)
 
 
 def _use_threads(ctx: click.Context, param: click.Parameter, threads: int | None) -> None:

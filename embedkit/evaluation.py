@@ -93,6 +93,7 @@ def evaluate(
             f"encodings must be 'embedkit' and some of {ENCODINGS}, models some of {MODELS}: "
             f"got {tuple(encodings)}, {tuple(models)}"
         )
+    encodings, models = tuple(dict.fromkeys(encodings)), tuple(dict.fromkeys(models))
     if isinstance(n_folds, bool) or not isinstance(n_folds, (int, np.integer)) or n_folds < 2:
         raise InputError(f"n_folds must be a whole number of at least 2, got {n_folds!r}")
     whole, keys = _read(X, y, categorical_features, target_type, {"groups": groups, "time": time})

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from embedkit.base import EntityEmbeddingBase
     from embedkit.learning.learned import Task
     from embedkit.learning.streaming import Stream
+
+_FOOTER_THREADS = 16
 
 
 def has_names(X: Any) -> bool:
@@ -145,7 +149,27 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
     except (pa.ArrowException, OSError, TypeError) as error:
         reason = first_line(error)
         raise InputError(f"{os.fspath(location)} cannot be read as Parquet ({reason}): repair it") from error
+    _warn_of_gaps(dataset)
     return dataset
+
+
+def _warn_of_gaps(dataset: "Dataset") -> None:
+    """Warn of files that lack columns which others have: what is missing there may have been renamed."""
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        fragments = list(dataset.get_fragments())
+        schemas = pool.map(lambda fragment: fragment.physical_schema, fragments)
+        names = [frozenset(name for name in schema.names if not is_index(name)) for schema in schemas]
+    every = frozenset().union(*names)
+    for fragment, found in zip(fragments, names, strict=True):
+        if found != every:
+            lacking = sorted(every - found)
+            warnings.warn(
+                f"{fragment.path} lacks column(s) {lacking} that other files have: "
+                "its rows count as missing there",
+                UserWarning,
+                stacklevel=4,
+            )
+            return
 
 
 def make_stream(

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from batch_data import make_rows, make_set, tree, write_dataset
 from click.testing import CliRunner
 
+from embedkit.cli import main
 from embedkit.cli import transform as transform_command
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.batch import transform_dataset
@@ -246,3 +248,68 @@ def test_too_many_unknown_values_fail_the_job_before_it_commits(
     summary = transform_dataset(embedding_set, source, tmp_path / "out", max_unknown=most, resume=True)
     assert summary.committed
     assert summary.units_reused == summary.units
+
+
+def test_a_number_that_comes_out_is_no_directory(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    message = (
+        r"the output would have \['distance'\] in its files and, with other values, in the names of its dir"
+    )
+    with pytest.raises(InputError, match=message):
+        transform_dataset(embedding_set, source, tmp_path / "out", partition_by=["distance"])
+    (tmp_path / "keys" / "distance=5").mkdir(parents=True)
+    rows = ds.dataset(source).to_table().drop_columns("distance")
+    pq.write_table(rows, tmp_path / "keys" / "distance=5" / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        transform_dataset(embedding_set, tmp_path / "keys", tmp_path / "out")
+    transform_dataset(embedding_set, tmp_path / "keys", tmp_path / "out", partition_by=[])
+    assert len(set(read(tmp_path / "out")["distance"].to_pylist())) == 1
+    assert read(tmp_path / "out").num_rows == rows.num_rows
+
+
+def test_an_output_that_the_next_job_would_read_is_refused(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    with pytest.raises(InputError, match=r"out lies in the input .*in and would be a part of it"):
+        transform_dataset(embedding_set, source, source / "out")
+    transform_dataset(embedding_set, source, source / "_features" / "out")
+    transform_dataset(embedding_set, source / "0.parquet", source / "out")  # that file alone is the input
+
+
+def test_a_link_is_followed(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "real", columns=["id"])
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    transform_dataset(embedding_set, source, tmp_path / "link", columns=["id", "day"], overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert "day" in read(tmp_path / "real").column_names
+
+
+def test_a_uri_of_a_local_file_is_its_path(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    output = (tmp_path / "an output").as_uri()
+    assert "%20" in output
+    transform_dataset(embedding_set, source, output, columns=["id"])
+    assert (tmp_path / "an output" / "_manifest.json").exists()
+    assert CliRunner().invoke(main, ["verify", output]).output == f"{output} is sound.\n"
+    with pytest.raises(InputError, match="is no URI of a local file"):
+        transform_dataset(embedding_set, source, "file://elsewhere/out")
+    embedding_set.save(tmp_path / "s.embedkit")
+    refused = CliRunner().invoke(main, ["export", str(tmp_path / "s.embedkit"), "--out", output])
+    assert refused.exit_code == 2
+    assert "--out must be a local directory" in refused.output
+
+
+def test_a_home_directory_in_a_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "job.toml").write_text('store = "s"\noutput = "~/out"\ncolumns = ["~x"]')
+    found = load_job(tmp_path / "job.toml")
+    assert found == {"store": "s", "output": str(tmp_path / "out"), "columns": ["~x"]}
+
+
+@pytest.mark.parametrize("first", ["note,store\n", "note,store\n1,5\n", "note,store\n,5\n"])
+def test_a_first_file_does_not_decide_on_the_types_of_all(tmp_path: Path, first: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text(first)
+    (tmp_path / "in" / "b.csv").write_text("note,store\n300.5,6\n")
+    transform_dataset(make_set(numerics=False).subset("store"), tmp_path / "in", tmp_path / "out")
+    assert read(tmp_path / "out")["note"].to_pylist()[-1] == 300.5

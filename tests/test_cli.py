@@ -24,7 +24,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import embedkit
-from embedkit import EmbeddingSet, EmbeddingTable, cli, console, demo, files
+from embedkit import EmbeddingSet, EmbeddingTable, cli, cli_options, console, demo, files
 from embedkit.encoder import EntityEmbeddingEncoder
 from embedkit.learning.learned import PRECISIONS
 from embedkit.learning.numeric import NUMERIC_OUTPUTS
@@ -517,3 +517,50 @@ def test_defaults_are_those_of_the_library(name: str) -> None:
 def test_choices_are_those_of_the_library(command: str, option: str, values: Iterable[str]) -> None:
     (found,) = (part for part in commands()[command].params if part.name == option)
     assert set(found.type.choices) == set(values)
+
+
+def test_a_warning_is_one_line(shops: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    pq.write_table(shops, tmp_path / "rows" / "a.parquet")
+    pq.write_table(shops.append_column("extra", shops["distance"]), tmp_path / "rows" / "b.parquet")
+    arguments = ["fit", tmp_path / "rows", "--target", "sales", "--out", tmp_path / "s", "-q", *FAST]
+    environment = {**os.environ, "PYTHONWARNINGS": ""}
+    command = [sys.executable, "-m", "embedkit", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"Warning: .*a\.parquet lacks column\(s\) \['extra'\] .* missing there", line)
+
+
+def test_results_go_to_new_directories_and_appear_whole(
+    parquet_file: Path, tmp_path: Path, monkeypatch
+) -> None:
+    scores, curve = tmp_path / "new" / "scores.parquet", tmp_path / "other" / "curve.png"
+    how = ["--target", "sales", "--columns", "shop,town"]
+    run("evaluate", parquet_file, *how, "--folds", "2", "--models", "knn,knn", "--out", scores, *FAST)
+    assert len(pq.read_table(scores)) > 0
+    run("lr-find", parquet_file, *how, "--num-iter", "20", "--plot", curve)
+    assert curve.exists()
+    before = scores.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    line = run(
+        "evaluate", parquet_file, *how, "--folds", "2", "--models", "knn", "--out", scores, *FAST, code=1
+    )
+    assert f"cannot write to {scores}: No space left on device" in line.stderr
+    assert scores.read_bytes() == before
+    assert [path.name for path in scores.parent.iterdir()] == ["scores.parquet"]
+
+
+def test_one_training_at_a_time_writes_a_checkpoint(parquet_file: Path, tmp_path: Path) -> None:
+    arguments = ["fit", parquet_file, "--target", "sales", "--out", tmp_path / "s", *FAST]
+    with cli_options._alone(str(tmp_path / "s.checkpoint")):
+        line = error_line(*arguments)
+        assert f"another training is writing {tmp_path / 's.checkpoint'}: wait for it, or give a --ch" in line
+        assert (tmp_path / "s.checkpoint").is_dir()
+    run(*arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+
+
+def test_worst_is_of_all_features() -> None:
+    line = run("inspect", "s", "shop", "--worst", "rows.parquet", code=2).stderr
+    assert "--worst looks at all features: leave out FEATURE and --neighbors" in line

@@ -84,6 +84,7 @@ class Checkpoint:
         tensors: dict[str, np.ndarray] = {}
         header = {"format": FORMAT, "fingerprint": self.fingerprint, "state": _flatten(state, tensors)}
         partial = self.path.with_name(f"{FILE}.partial")
+        safetensors = require("safetensors", "train")
         save_file = require("safetensors.numpy", "train").save_file
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,10 +92,9 @@ class Checkpoint:
             sync(partial)
             os.replace(partial, self.path)
             sync(self.path.parent)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write a checkpoint to {self.path.parent}: {error.strerror or error}"
-            ) from error
+        except (OSError, safetensors.SafetensorError) as error:  # the latter on a full disk, for one
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"cannot write a checkpoint to {self.path.parent}: {reason}") from error
         self.written = time.monotonic()
         self.took = self.written - began
 
@@ -130,13 +130,14 @@ class Checkpoint:
         return header, tensors
 
 
-def remove(directory: str | os.PathLike) -> None:
+def remove(directory: str | os.PathLike, *, keep_directory: bool = False) -> None:
     """Remove a checkpoint, and its directory if nothing else is in it."""
     directory = Path(directory)
     for name in (FILE, f"{FILE}.partial"):
         (directory / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it is not there, or not empty
-        directory.rmdir()
+    if not keep_directory:
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            directory.rmdir()
 
 
 def fingerprint_of(preparation: Preparation, settings: Settings) -> dict[str, Any]:

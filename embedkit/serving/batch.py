@@ -13,7 +13,15 @@ from tqdm import tqdm
 from embedkit import store as stored
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.engines import check_engine, run_units
-from embedkit.serving.output import MANIFEST, JobFolder, is_whole, read_sealed, verify_output, writing
+from embedkit.serving.output import (
+    MANIFEST,
+    JobFolder,
+    is_whole,
+    local_path,
+    read_sealed,
+    verify_output,
+    writing,
+)
 from embedkit.serving.plan import make_plan
 from embedkit.serving.sources import Source, open_source
 from embedkit.serving.summary import JobSummary
@@ -113,7 +121,7 @@ def transform_dataset(
     check_engine(engine, scheduler)
     embedding_set, version = _load(store, version)
     source, folder = open_source(input), JobFolder(_local(output))
-    _check_output(folder, source)
+    _check_output(folder, source, input)
     job, units = make_plan(
         source,
         embedding_set,
@@ -196,11 +204,8 @@ def _fraction(value: float | str) -> float:
 
 
 def _local(output: str | os.PathLike) -> str:
-    output = os.fspath(output)
-    if "://" not in output:
-        return output
-    scheme, _, path = output.partition("://")
-    if scheme != "file":
+    path = local_path(output)
+    if path is None:
         raise InputError(
             f"output must be on a file system where files can be renamed, got {output}: "
             "write to a local or mounted directory and copy it"
@@ -208,9 +213,16 @@ def _local(output: str | os.PathLike) -> str:
     return path
 
 
-def _check_output(folder: JobFolder, source: Source) -> None:
-    """Raise where the output holds the input, or what no job has written."""
+def _check_output(folder: JobFolder, source: Source, input: str | os.PathLike) -> None:
+    """Raise where the output holds the input or would be read with it, or holds what no job has written."""
     output = folder.output
+    directory = Path(os.path.realpath(input))
+    inside = output.relative_to(directory).parts if directory in output.parents else ()
+    # Readers of the directory pass by what starts with these.
+    if inside and directory.is_dir() and not any(part[0] in "._" for part in inside):
+        raise InputError(
+            f"output {output} lies in the input {directory} and would be a part of it: choose another output"
+        )
     for file in source.files if isinstance(source.system, fs.LocalFileSystem) else ():
         if {output, folder.root} & {Path(file.path), *Path(file.path).parents}:
             raise InputError(f"output {output} holds the input {file.path}: choose another output")

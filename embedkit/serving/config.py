@@ -47,7 +47,8 @@ def load_job(path: str | os.PathLike) -> dict[str, Any]:
                 f"{name}: {key} must be {inspect.formatannotation(kinds[key])}, got {value!r}: "
                 "text is in quotes, true and false are not"
             )
-    return settings
+    places = ("store", "input", "output")
+    return {key: os.path.expanduser(value) if key in places else value for key, value in settings.items()}
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -23,14 +23,18 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
-from embedkit.errors import EmbedkitError, InputError, OutputError
+from embedkit.errors import EmbedkitError, InputError, OutputError, first_line
 from embedkit.layout import seal
 from embedkit.store import sync
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Name of the file that makes an output complete; readers of Parquet datasets skip names with an underscore.
 MANIFEST = "_manifest.json"
@@ -126,7 +130,7 @@ class JobFolder:
     """
 
     def __init__(self, output: str | os.PathLike) -> None:
-        self.output = Path(os.path.abspath(output))
+        self.output = Path(os.path.realpath(output))
         self.root = self.output.with_name(f".{self.output.name}.partial")
         self.data = self.root / "data"
         self.embeddings = self.root / "embeddings"
@@ -280,6 +284,21 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def local_path(location: str | os.PathLike) -> str | None:
+    """The path of a path or ``file:`` URI; None for a URI of another file system."""
+    location = os.fspath(location)
+    if "://" not in location:
+        return location
+    if not location.startswith("file://"):
+        return None
+    try:
+        return fs.FileSystem.from_uri(location)[1]
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{location} is no URI of a local file ({first_line(error)}): give a path"
+        ) from error
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that appears whole, under a name that survives a power cut."""
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
@@ -292,6 +311,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_frame(frame: "pd.DataFrame", path: str | os.PathLike) -> None:
+    """Write a frame as a Parquet file that appears whole, in a directory that is made if need be.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, frame.to_parquet(index=False))
+    except OSError as error:
+        raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
 def _sweep(root: Path, keep: set[str]) -> None:

@@ -71,16 +71,17 @@ def make_plan(
         for name in infos[0].file.keys
         if name in wanted
     }
-    kept = _kept_schema(infos, kept_names, key_types)
+    kept = _common_schema(infos, kept_names, key_types)
     csv_types = {}
     if source.format == "csv":
         read = [name for name in read_columns(embedding_set, kept, partition_by) if name not in key_types]
-        csv_types = {name: infos[0].schema.field(name).type for name in read}
+        csv_types = {field.name: field.type for field in _common_schema(infos, read, key_types)}
     common, digest = replace_fields(source, files=()), embeddings_digest(embedding_set)
     job = Job(
         common, output, digest, layout, compression, kept, key_types, csv_types, partition_by, unit_rows
     )
-    _check_names(output_schema(embedding_set, kept, layout).names)
+    folders = infos[0].file.keys if partition_by is None else partition_by
+    _check_names(output_schema(embedding_set, kept, layout).names, folders)
     return job, _units(infos, unit_rows)
 
 
@@ -126,10 +127,10 @@ def _kept_names(
     return [name for name in dict.fromkeys(available if columns is None else columns) if name not in dropped]
 
 
-def _kept_schema(
+def _common_schema(
     infos: Sequence[_FileInfo], names: Sequence[str], key_types: dict[str, pa.DataType]
 ) -> pa.Schema:
-    """Types of the kept columns that hold the values of all files."""
+    """Types of columns that hold the values of all files."""
     merged = None
     for info in infos:
         fields = []
@@ -156,11 +157,16 @@ def _key_type(values: Iterable[str | None]) -> pa.DataType:
     return pa.int64() if whole else pa.string()
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _check_names(names: Sequence[str], folders: Iterable[str]) -> None:
     if twice := repeated(names):
         raise InputError(
             f"the output would have two columns of the name(s) {twice}: "
             "leave those of the input out with columns"
+        )
+    if both := sorted(set(names) & set(folders)):
+        raise InputError(
+            f"the output would have {both} in its files and, with other values, in the names of its "
+            "directories: make no such directories (partition_by = [], --no-partitions), or others"
         )
 
 
