@@ -64,8 +64,9 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
 def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
     """Learn vectors for categories and store them.
 
-    DATA is a CSV or Parquet file, or a directory of Parquet files. What is stored also predicts the target.
-    A training that was interrupted goes on with --resume, and ends up with the same bits.
+    DATA is a CSV or Parquet file, or a directory of Parquet files. What is stored also predicts the target, or
+    targets that are all numbers or all classes. A training that was interrupted goes on with --resume, and ends
+    up with the same bits.
 
     \b
     Example:
@@ -207,7 +208,8 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
         progress=console.on_terminal(quiet),
         **options,
     )
-    click.echo(str(found))
+    if not quiet:
+        click.echo(str(found))
     if out:
         write_frame(found.scores, out)
 

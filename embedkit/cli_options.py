@@ -30,7 +30,7 @@ def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
             "categorical_features",
             type=NAMES,
             default="",
-            help="Integer ids and dates to take as categories; texts and booleans always are.",
+            help="Integer ids and dates to take as categories; texts, booleans and keys of directories are.",
         ),
         *([weight] if weighted else []),
         click.option("--skip-missing-target", is_flag=True, help="Leave out rows that lack a target."),

@@ -198,6 +198,7 @@ def make_stream(
         raise InputError(f"y must name the column(s) of {where} to predict, got {type(y).__name__}")
     if not isinstance(sample_weight, (str, type(None))):
         raise InputError(f"sample_weight must name a column of {where}, got {type(sample_weight).__name__}")
+    check_unique("y", named)
     names = dataset.schema.names
     check_unique(where, names)
     wanted = named if sample_weight is None else [*named, sample_weight]

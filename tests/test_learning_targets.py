@@ -176,6 +176,13 @@ def test_whole_numbers_stay_whole():
     assert make_heads(*as_targets(texts)[:2], "auto")[0].classes.tolist() == ["a", "b"]
 
 
+def test_targets_have_names_of_their_own():
+    with pytest.raises(
+        InputError, match=r"targets must have names of their own, found more than once: \['y'\]"
+    ):
+        make_heads(np.arange(6).reshape(3, 2), ["y", "y"], "auto")
+
+
 def test_text_for_a_number_is_one_line():
     (head,) = make_heads(np.array([[0.5], [1.5]]), ["y"], "auto")
     for use in (head.encode, lambda y: head.losses(np.zeros((1, 1)), y)):

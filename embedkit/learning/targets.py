@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from embedkit.errors import InputError
+from embedkit.errors import InputError, repeated
 from embedkit.learning.numeric import check_moments, moments
 
 TARGET_TYPES = ("auto", "continuous", "binary", "multiclass")
@@ -168,6 +168,8 @@ def make_heads(
     """
     if target_type not in TARGET_TYPES:
         raise InputError(f"target_type must be one of {', '.join(TARGET_TYPES)}, got {target_type=}")
+    if twice := repeated(names):
+        raise InputError(f"targets must have names of their own, found more than once: {twice}")
     if sample_weight is None:
         sample_weight = np.ones(len(y))
     present = sample_weight > 0
