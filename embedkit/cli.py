@@ -64,9 +64,9 @@ def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
 def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
     """Learn vectors for categories and store them.
 
-    DATA is a CSV or Parquet file, or a directory of Parquet files. What is stored also predicts the target, or
-    targets that are all numbers or all classes. A training that was interrupted goes on with --resume, and ends
-    up with the same bits.
+    DATA is a CSV or Parquet file, or a directory of Parquet files. What is stored also predicts the target,
+    or targets that are all numbers or all classes. A training that was interrupted goes on with --resume,
+    and ends up with the same bits.
 
     \b
     Example:
