@@ -138,3 +138,29 @@ def test_a_missing_engine_names_its_extra(tmp_path: Path, source: Path) -> None:
         run.stderr
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_in_a_worker_is_one_line(tmp_path: Path) -> None:
+    make_set().save(tmp_path / "s.embedkit")
+    rows = make_rows(300)
+    text = rows.set_column(
+        rows.column_names.index("distance"), "distance", rows["distance"].cast(pa.string())
+    )
+    write_dataset(tmp_path / "in", text, files=1)
+    paths = [str(tmp_path / name) for name in ("s.embedkit", "in", "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "embedkit",
+        "transform",
+        *paths,
+        "--engine",
+        "dask",
+        "--workers",
+        "1",
+        "-q",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "column 'distance' must hold numbers, found" in line

@@ -3,6 +3,7 @@
 Engines only schedule: a unit is the same function, and gives the same bytes, anywhere.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -108,7 +109,11 @@ def _run_dask(
             # One thread each: threads would wait for one another at Python's lock.
             scheduler = stack.enter_context(
                 distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=":0",
+                    silence_logs=logging.CRITICAL,  # what goes wrong is raised here, as one line
                 )
             )
         try:
