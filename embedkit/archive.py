@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import sys
@@ -28,19 +29,16 @@ WEIGHTS = "network.safetensors"
 PROJECTION = "projections."  # starts the names, in that file, of the maps from tables to published vectors
 HISTORY = "report/history.parquet"
 LR_FINDER = "report/lr_finder.parquet"
-_JSON_TYPES = (str, bool, int, float, dict, list, type(None))
 _LIBRARIES = ("torch", "numpy", "pyarrow", "scikit-learn")
 
 
 def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
     """What the manifest says of a fitted estimator, as JSON can hold it."""
     learned: Learned = estimator._learned
-    return {
+    content = {
         "estimator": type(estimator).__name__,
         "parameters": {
-            name: _plain(value)
-            for name, value in estimator.get_params(deep=False).items()
-            if not callable(value) and isinstance(_plain(value), _JSON_TYPES)
+            name: value for name, value in estimator.get_params(deep=False).items() if _is_storable(value)
         },
         "feature_names_in": list(estimator._input_names()),
         "from_names": hasattr(estimator, "feature_names_in_"),
@@ -65,6 +63,7 @@ def metadata(estimator: "EntityEmbeddingBase") -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
     }
+    return _plain(content)
 
 
 def embedding_set(estimator: "EntityEmbeddingBase") -> EmbeddingSet:
@@ -161,6 +160,15 @@ def _as_tensors(projections: Sequence[Projection]) -> dict[str, np.ndarray]:
         tensors[f"{PROJECTION}{i}.center"] = np.ascontiguousarray(projection.center)
         tensors[f"{PROJECTION}{i}.rotation"] = np.ascontiguousarray(projection.rotation)
     return tensors
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether JSON can hold a parameter: no callable, no splitter, nor anything that has one in it."""
+    try:
+        json.dumps(_plain(value))
+    except TypeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

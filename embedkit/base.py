@@ -315,13 +315,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         for name in ("categorical_features", "target_type", "cross_fit"):
             params.pop(name)
         sizes = params["hidden_layer_sizes"]
-        sizes = sizes if np.iterable(sizes) else (sizes,)
-        # Plain numbers, which JSON can hold, out of numpy's.
-        params["hidden_layer_sizes"] = tuple(
-            size.item() if isinstance(size, np.generic) else size for size in sizes
-        )
-        if isinstance(params["max_lr"], np.generic):
-            params["max_lr"] = params["max_lr"].item()
+        params["hidden_layer_sizes"] = tuple(sizes) if np.iterable(sizes) else (sizes,)
         params["schedule_options"] = dict(params["schedule_options"] or {})
         params["progress"] = params.pop("verbose") > 0
         params.pop("random_state")

@@ -184,9 +184,8 @@ def saving(
 @contextmanager
 def _alone(checkpoint: str) -> Iterator[None]:
     """Keep other trainings away from a checkpoint; one that dies gives the lock back."""
-    import fcntl
-
     from embedkit.errors import OutputError
+    from embedkit.serving.output import lock_or_refuse
 
     if not _is_first():  # the first of the processes that learn together has it
         yield
@@ -197,12 +196,9 @@ def _alone(checkpoint: str) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"cannot write a checkpoint to {checkpoint}: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another training is writing {checkpoint}: wait for it, or give a --checkpoint of its own"
-            ) from error
+        lock_or_refuse(
+            lock, f"another training is writing {checkpoint}: wait for it, or give a --checkpoint of its own"
+        )
         try:
             yield
         finally:

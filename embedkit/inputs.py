@@ -13,7 +13,7 @@ import pyarrow as pa
 from sklearn.utils.validation import _check_feature_names, _check_n_features, check_consistent_length
 
 from embedkit.errors import InputError, did_you_mean, first_line
-from embedkit.frames import check_unique, is_index, to_table, type_family, weight_column, without_null_keys
+from embedkit.frames import check_unique, is_index, to_table, type_family, weight_column
 from embedkit.roles import choose_roles
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _read_small(stream: "Stream", max_rows: int) -> pa.Table | None:
     try:
         if stream.dataset.count_rows() > max_rows:
             return None
-        return to_table(without_null_keys(stream.dataset.to_table()))
+        return to_table(stream.dataset.to_table())
     except (pa.ArrowException, OSError) as error:
         reason = first_line(error)
         raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error

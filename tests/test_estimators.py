@@ -487,6 +487,10 @@ def test_parameters_that_name_columns_survive_storage(shops, tmp_path):
         EntityEmbeddingEncoder(names, **FAST).fit(X, y).save(tmp_path / f"{i}.embedkit")
         loaded = EntityEmbeddingEncoder.load(tmp_path / f"{i}.embedkit")
         assert loaded.categorical_features == ["id", "kind"]
+    EntityEmbeddingEncoder(embedding_dim={"city": lambda n: 2}, **FAST).fit(X, y).save(
+        tmp_path / "c.embedkit"
+    )
+    assert EntityEmbeddingEncoder.load(tmp_path / "c.embedkit").embedding_dim == "auto"
 
 
 def test_a_subset_by_name_or_by_any_iterable(shops):

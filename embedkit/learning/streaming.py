@@ -14,7 +14,7 @@ import torch
 from pyarrow.dataset import Dataset
 
 from embedkit.errors import InputError, first_line
-from embedkit.frames import as_numpy, numeric_block, to_table, type_family, weight_column, without_null_keys
+from embedkit.frames import as_numpy, numeric_block, to_table, type_family, weight_column
 from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
 from embedkit.learning.numeric import NumericInputs, RunningMoments
@@ -89,7 +89,7 @@ class Stream:
             )
             for batch in scanner.to_batches():
                 if batch.num_rows:
-                    yield to_table(without_null_keys(pa.Table.from_batches([batch])))
+                    yield to_table(pa.Table.from_batches([batch]))
         except (pa.ArrowException, OSError) as error:
             reason = first_line(error)
             raise InputError(f"the rows cannot be read ({reason}): repair or convert the files") from error

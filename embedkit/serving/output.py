@@ -148,12 +148,10 @@ class JobFolder:
         while True:
             self.root.mkdir(parents=True, exist_ok=True)
             with open(self.root / "lock", "ab") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise OutputError(
-                        f"another job is writing {self.output}: wait for it, or choose another output"
-                    ) from error
+                lock_or_refuse(
+                    file.fileno(),
+                    f"another job is writing {self.output}: wait for it, or choose another output",
+                )
                 if not _is_at(file.fileno(), self.root / "lock"):
                     continue  # the other job has just finished and taken its folder away
                 self._tidy()
@@ -282,6 +280,14 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return content if seal(content) == data else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None
+
+
+def lock_or_refuse(descriptor: int, message: str) -> None:
+    """Lock an open file or directory until it is closed; OutputError where another process has done so."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(message) from error
 
 
 def local_path(location: str | os.PathLike) -> str | None:
