@@ -43,6 +43,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         min_reliability: float = 0.3,
         ranks: bool = True,
         cross_fit: Any = "auto",
+        hidden_fraction: float = 0.01,
         weight_decay: float = 0.01,
         max_lr: float | str = "auto",
         schedule: str = "one_cycle",
@@ -71,6 +72,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.min_reliability = min_reliability
         self.ranks = ranks
         self.cross_fit = cross_fit
+        self.hidden_fraction = hidden_fraction
         self.weight_decay = weight_decay
         self.max_lr = max_lr
         self.schedule = schedule
@@ -192,7 +194,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
 
         Where `cross_fit` says so, a row is encoded by vectors that were learned without it, in the space of
         the tables: a model that learns from vectors which know its targets trusts rare categories too much.
-        New rows, for which `transform` is, have no such knowledge.
+        New rows, for which `transform` is, have no such knowledge. They may have values never seen, so
+        `hidden_fraction` of the values are encoded as unknown, for the model to learn what that means.
 
         Parameters
         ----------
@@ -210,13 +213,14 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         if self.cross_fit is False:
             return self.fit(X, y, sample_weight=sample_weight).transform(X)
         require("torch", "train")
-        from embedkit.cross_fitting import cross_fit_rows, put_vectors
+        from embedkit.cross_fitting import cross_fit_rows, hide_values, put_vectors
 
         task = self._task(X, y, sample_weight)
         learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
         self._keep(learned)
         vectors = self.embeddings_.transform(task.table)
         put_vectors(vectors, self.embeddings_, crossed)
+        hide_values(vectors, self.embeddings_, task)
         return vectors
 
     def find_lr(self, X: Any, y: Any, sample_weight: Any = None, **sweep: Any) -> "LRFinderResult":

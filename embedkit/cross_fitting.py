@@ -18,13 +18,14 @@ import pyarrow as pa
 from embedkit.errors import InputError
 from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
 from embedkit.tables import EmbeddingSet
+from embedkit.vocabulary import UNKNOWN
 
 if TYPE_CHECKING:
     from embedkit.learning.learned import Learned, Settings, Task
     from embedkit.learning.targets import Head
 
 N_FOLDS = 5
-# Fewer rows do not tell which choice is better.
+# Fewer rows do not tell which choice is better, nor models what unknown means.
 MIN_ROWS = 1_000
 # Rows that quick models learn from, and that they are judged on: more would take longer and tell the same.
 MAX_ROWS = 10_000
@@ -325,10 +326,30 @@ def choose(
 
 def put_vectors(out: np.ndarray, embeddings: EmbeddingSet, vectors: Mapping[str, np.ndarray]) -> None:
     """Put other vectors of some columns into what a set has put out, (n_rows, width); ranks stay."""
-    starts = {name: i for i, name in enumerate(embeddings.feature_names_out)}
+    starts = _starts(embeddings)
     for name, part in vectors.items():
-        first = starts[embeddings[name].feature_names_out[0]]
-        out[:, first : first + part.shape[1]] = part
+        out[:, starts[name] : starts[name] + part.shape[1]] = part
+
+
+def hide_values(out: np.ndarray, embeddings: EmbeddingSet, task: "Task") -> None:
+    """Put unknown for a fraction of the values in what a set has put out for a task's rows, (n_rows, width).
+
+    A model that has never seen unknown places it by chance: at the wrong end of a column it is cut along.
+    """
+    rows = np.flatnonzero(rows_present(task.sample_weight, len(out)))
+    if len(rows) < MIN_ROWS:
+        return
+    rng = np.random.default_rng(task.settings.seed)
+    starts = _starts(embeddings)
+    for name, table in embeddings.items():
+        hidden = rows[rng.random(len(rows)) < task.settings.hidden_fraction]
+        out[hidden, starts[name] : starts[name] + table.vectors.shape[1]] = table.vectors[UNKNOWN]
+
+
+def _starts(embeddings: EmbeddingSet) -> dict[str, int]:
+    """Where the columns of each feature begin in what a set puts out."""
+    places = {name: i for i, name in enumerate(embeddings.feature_names_out)}
+    return {name: places[table.feature_names_out[0]] for name, table in embeddings.items()}
 
 
 def _record(

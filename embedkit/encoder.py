@@ -60,6 +60,9 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
         does so for the columns where quick models get better by it on rows held out of the training rows, and
         sets columns to zero that are mostly noise and of no help there.
+    hidden_fraction : float, default=0.01
+        Fraction of values that `fit_transform` encodes as unknown, so that a model which learns from the rows
+        learns what unknown means. Nothing is hidden where there are fewer than 1,000 rows.
     weight_decay : float, default=0.01
         AdamW's, for the layers: per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
@@ -131,7 +134,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     mean beyond. Early stopping holds rows out as they are given, each with its weight.
 
     ``fit_transform(X, y)`` is not ``fit(X, y).transform(X)`` unless `cross_fit` is False. It splits rows into
-    folds: equal rows may be in different ones, a row of weight 2 is in one.
+    folds: equal rows may be in different ones, a row of weight 2 is in one. And it hides some values
+    (`hidden_fraction`).
 
     References
     ----------

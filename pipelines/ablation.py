@@ -12,7 +12,8 @@ Steps, each on top of those before:
 4. Canonical axes: the vectors in the network's own metric, numeric columns too.
 5. Only axes that are not sampling noise.
 6. Ranks: each category's place in sorted order beside its vector, on a scale that distances do not see.
-7. Cross-fitting where it is measured to pay: embedkit's defaults, and what `fit_transform` puts out.
+7. Cross-fitting where it is measured to pay.
+8. Values hidden from the models, one in a hundred: embedkit's defaults, and what `fit_transform` puts out.
 
 KNN, random forest and LightGBM learn from the vectors of the same training rows, with the same settings, at
 every step; the network predicts by itself. KNN gets standardised columns from the raw vectors (steps 1 to 3),
@@ -71,7 +72,8 @@ STEPS = (
     Step("+ canonical axes", ALL_AXES),
     Step("+ only reliable axes", NO_RANKS),
     Step("+ ranks", {"cross_fit": False}),
-    Step("+ cross-fitting: the defaults", {}),
+    Step("+ cross-fitting", {"hidden_fraction": 0.0}),
+    Step("+ hidden values: the defaults", {}),
 )
 
 

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 import sklearn
 import torch
+from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, ShuffleSplit, TimeSeriesSplit
 from sklearn.pipeline import Pipeline
+from sklearn.tree import DecisionTreeRegressor
 
 from embedkit import (
     EntityEmbeddingClassifier,
@@ -29,7 +31,13 @@ from embedkit.learning.jackknife import Evidence, alignment_residual
 from embedkit.models import MODELS
 from embedkit.vocabulary import UNKNOWN
 
-FAST = {"hidden_layer_sizes": (8,), "max_epochs": 4, "max_lr": 0.01, "random_state": 0}
+FAST = {
+    "hidden_layer_sizes": (8,),
+    "max_epochs": 4,
+    "max_lr": 0.01,
+    "random_state": 0,
+    "hidden_fraction": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +338,59 @@ def test_rows_of_weight_zero_are_not_asked(sales):
             for record in (weighted.cross_fit_, without.cross_fit_)
         )
         assert moved == pytest.approx(expected, rel=1e-5)
+
+
+def test_some_values_are_hidden_from_models(sales):
+    X, y = sales
+    plain = EntityEmbeddingEncoder(**FAST, cross_fit=5)
+    hiding = EntityEmbeddingEncoder(**FAST | {"hidden_fraction": 0.1}, cross_fit=5)
+    seen, vectors = plain.fit_transform(X, y), hiding.fit_transform(X, y)
+    np.testing.assert_array_equal(hiding.transform(X), plain.transform(X))
+    names = hiding.get_feature_names_out().tolist()
+    hidden = {}
+    for name in ("shop", "town"):
+        table = hiding.embeddings_[name]
+        first = names.index(f"{name}_0")
+        block = slice(first, first + table.vectors.shape[1])
+        hidden[name] = (vectors[:, block] == table.vectors[UNKNOWN]).all(axis=1)
+        np.testing.assert_array_equal(vectors[~hidden[name], block], seen[~hidden[name], block])
+        assert 0.08 < hidden[name].mean() < 0.12
+    assert 0 < (hidden["shop"] & hidden["town"]).mean() < 0.03  # each by itself
+    np.testing.assert_array_equal(vectors[:, names.index("area")], seen[:, names.index("area")])
+    np.testing.assert_array_equal(vectors, clone(hiding).fit_transform(X, y))
+
+
+def test_nothing_is_hidden_unless_asked_for_and_from_few_rows(sales):
+    X, y = sales
+    few = EntityEmbeddingEncoder(**FAST | {"hidden_fraction": 0.5})
+    np.testing.assert_array_equal(few.fit_transform(X[:999], y[:999]), few.transform(X[:999]))
+    alone = EntityEmbeddingEncoder(**FAST | {"hidden_fraction": 0.5}, cross_fit=False)
+    np.testing.assert_array_equal(alone.fit_transform(X, y), alone.transform(X))
+    with pytest.raises(InputError, match="hidden_fraction must be at least 0 and less than 1, got 1"):
+        EntityEmbeddingEncoder(hidden_fraction=1).fit_transform(X, y)
+
+
+def test_rows_of_weight_zero_hide_nothing(sales):
+    X, y = sales
+    weights = np.ones(len(X))
+    weights[::4] = 0
+    weighted = EntityEmbeddingEncoder(**FAST | {"hidden_fraction": 0.2})
+    vectors = weighted.fit_transform(X, y, sample_weight=weights)
+    without = clone(weighted).fit_transform(X[weights > 0], y[weights > 0])
+    np.testing.assert_array_equal(vectors[weights > 0], without)
+    np.testing.assert_array_equal(vectors[weights == 0], weighted.transform(X)[weights == 0])
+
+
+def test_trees_tell_unknown_categories_apart():
+    """Without a row of it they take unknown for whatever category lies on its side of a cut."""
+    rng = np.random.default_rng(0)
+    code = rng.integers(0, 8, 8000)
+    X, y = pd.DataFrame({"code": code.astype(str)}), np.exp(code / 2) + rng.normal(size=8000)
+    encoder = EntityEmbeddingEncoder(**FAST | {"hidden_fraction": 0.01}, cross_fit=5)
+    vectors, unknown = encoder.fit_transform(X, y), encoder.transform(pd.DataFrame({"code": ["never"]}))
+    tree = DecisionTreeRegressor(min_samples_leaf=20).fit(vectors, y)
+    like_it = vectors[tree.apply(vectors) == tree.apply(unknown)]
+    np.testing.assert_array_equal(like_it, np.repeat(unknown, len(like_it), axis=0))
 
 
 def test_missing_numbers_that_are_passed_through_can_be_measured(sales):

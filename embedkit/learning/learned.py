@@ -37,6 +37,7 @@ class Settings:
     shrinkage: float = 0.1
     min_reliability: float = 0.3
     ranks: bool = True
+    hidden_fraction: float = 0.01
     weight_decay: float = 0.01
     max_lr: float | str = "auto"
     schedule: str = "one_cycle"
@@ -52,7 +53,8 @@ class Settings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "embedding_dropout", "unknown_fraction", "min_reliability"):
+        fractions = ("dropout", "embedding_dropout", "unknown_fraction", "min_reliability", "hidden_fraction")
+        for name in fractions:
             if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
         if self.numeric not in NUMERIC_OUTPUTS:
