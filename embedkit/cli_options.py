@@ -19,7 +19,12 @@ def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
     weight = click.option("--weight", help="Column that says how many rows each row stands for.")
     options = [
         click.argument("data", type=click.Path()),
-        click.option("--target", type=NAMES, required=True, help="Column to predict; or several: a,b."),
+        click.option(
+            "--target",
+            type=NAMES,
+            required=True,
+            help='Column to predict; or several: a,b or "a, with comma",b.',
+        ),
         click.option(
             "--columns", type=NAMES, default="", help="Columns to learn from.  [default: all others]"
         ),

@@ -1,5 +1,6 @@
 """What the commands share: kinds of options, errors in one line, and what is printed."""
 
+import csv
 import errno
 import shlex
 import sys
@@ -58,7 +59,7 @@ def _warn_once() -> Callable[..., None]:
 
 
 class Names(click.ParamType):
-    """Names with commas between them; the option may be repeated."""
+    """Names with commas between them, those that have commas in double quotes; the option may be repeated."""
 
     name = "names"
 
@@ -67,7 +68,12 @@ class Names(click.ParamType):
     ) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        return tuple(name for name in map(str.strip, value.split(",")) if name)
+        return tuple(name for name in _split(value) if name)
+
+
+def _split(value: str) -> list[str]:
+    """What is between commas, but for those in double quotes."""
+    return [part.strip() for line in csv.reader([value], skipinitialspace=True) for part in line]
 
 
 class Number(click.ParamType):
@@ -94,7 +100,7 @@ class Widths(Number):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str) or "=" not in value:
             return super().convert(value, param, ctx)
-        pairs = (pair.rpartition("=") for pair in value.split(","))
+        pairs = (pair.rpartition("=") for pair in _split(value))
         return {name.strip(): super(Widths, self).convert(width, param, ctx) for name, _, width in pairs}
 
 

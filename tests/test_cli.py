@@ -206,6 +206,25 @@ def test_the_task_decides_what_is_stored(parquet_file: Path, target: list, task:
     assert type(rows.estimator(task)) is kind
 
 
+def test_names_with_commas_are_quoted(tmp_path: Path, shops: pa.Table) -> None:
+    names = {"shop": "shop, no.", "town": '6" town'}
+    table = shops.rename_columns([names.get(name, name) for name in shops.column_names])
+    pq.write_table(table, tmp_path / "shops.parquet")
+    widths = '"shop, no."=2, 6" town=1'
+    arguments = [
+        "--columns",
+        '"shop, no.", 6" town',
+        "--categorical",
+        '"shop, no."',
+        "--embedding-dim",
+        widths,
+    ]
+    arguments += ["--target", "sales", *FAST, "--out", tmp_path / "shops.embedkit"]
+    run("fit", tmp_path / "shops.parquet", *arguments)
+    stored = EmbeddingSet.load(tmp_path / "shops.embedkit")
+    assert {name: part.embedding_dim for name, part in stored.items()} == {"shop, no.": 2, '6" town': 1}
+
+
 def test_several_targets(parquet_file: Path, tmp_path: Path) -> None:
     printed = run("fit", parquet_file, "--target", "sales,open", "--out", tmp_path / "s", *FAST).stdout
     assert re.search(r"Predicts sales \(a number, mean [\d.,]+\), open \(\S+ or \S+\)", printed)
