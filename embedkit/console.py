@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from embedkit.tables import EmbeddingSet
 
 LINE = 100  # characters
+MAX_TEXT = 60  # of a category
 MAX_NUMBERS = 6  # of a vector on one line of a terminal
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -105,7 +106,8 @@ class Widths(Number):
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns in line; the first is text and starts on the left, the others are numbers."""
+    """Columns in line; the first is text, starts on the left and may be cut, the others are numbers."""
+    rows = [[_shortened(first), *others] for first, *others in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(
@@ -115,6 +117,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for cells in (header, *rows)
     ]
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _shortened(text: str) -> str:
+    """On one line: line breaks and the like as Python writes them."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
 
 
 def fit_summary(estimator: "EntityEmbeddingBase", n_rows: int, seconds: float) -> str:

@@ -426,6 +426,15 @@ def test_a_weight_that_is_no_weight(shops: pa.Table, tmp_path: Path) -> None:
     assert "weight column 'w' is missing or negative in 2 row(s), the first is row 7: a weight is" in line
 
 
+def test_a_category_is_shown_on_one_line() -> None:
+    lines = console.text_table(
+        ["category", "count"], [["a\nb\x1b[2J", "1"], ["Łódź" * 30, "23"]]
+    ).splitlines()
+    assert lines[1].split() == [r"a\nb\x1b[2J", "1"]
+    assert lines[2].split() == ["Łódź" * 14 + "Ł...", "23"]
+    assert [len(line) for line in lines] == [2 + 60 + 2 + len("count")] * 3
+
+
 def test_text_tables_are_in_line() -> None:
     text = console.text_table(["name", "rows"], [["a", "1,000"], ["long", "5"]])
     assert text == "  name   rows\n  a     1,000\n  long      5"
