@@ -11,6 +11,7 @@ import embedkit
 from embedkit import console
 from embedkit.cli_options import NAMES, SAVING, learning_options, saving, saving_options
 from embedkit.console import Commands, Number
+from embedkit.errors import StoreNotFoundError
 
 if TYPE_CHECKING:
     from embedkit.files import TrainingData
@@ -362,7 +363,12 @@ def verify(path: str) -> None:
 
     local = local_path(path)
     is_output = local is not None and os.path.exists(os.path.join(local, MANIFEST))
-    problems = verify_output(local) if is_output else embedkit.verify(path)
+    try:
+        problems = verify_output(local) if is_output else embedkit.verify(path)
+    except StoreNotFoundError:
+        raise StoreNotFoundError(
+            f"{path} is no stored set (it has no CURRENT) and no finished output of transform (no {MANIFEST})"
+        ) from None
     if problems:
         raise click.ClickException("\n".join(problems))
     click.echo(f"{path} is sound.")

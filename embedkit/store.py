@@ -180,6 +180,8 @@ def _entries(system: fs.FileSystem, selector: fs.FileSelector) -> list[fs.FileIn
 
 
 def _versions(system: fs.FileSystem, path: str) -> list[str]:
+    if system.get_file_info(path).type != fs.FileType.Directory:
+        return []
     found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     names = [info.base_name for info in found if _VERSION_NAME.fullmatch(info.base_name)]
     return sorted(names, key=_number)
@@ -193,7 +195,7 @@ def _read(system: fs.FileSystem, path: str) -> bytes:
     try:
         with system.open_input_stream(path) as stream:
             return stream.read()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreNotFoundError(f"{path} does not exist") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error

@@ -346,7 +346,12 @@ def test_verify_says_what_is_damaged(stored: Path, tmp_path: Path) -> None:
     table = damaged / "v000001" / "tables" / "town.parquet"
     table.write_bytes(table.read_bytes()[:-1] + b"X")
     assert "town.parquet is damaged: its SHA-256 is not that of the manifest" in error_line("verify", damaged)
-    assert "no stored set at" in error_line("verify", tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    (tmp_path / "unfinished").mkdir()
+    for name in ("nothing", "file", "unfinished"):
+        assert "is no stored set (it has no CURRENT) and no finished output" in error_line(
+            "verify", tmp_path / name
+        )
 
 
 def test_demo_hands_over_to_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
