@@ -1,7 +1,9 @@
 """What the estimators that learn share."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -142,18 +144,19 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             If torch is not installed.
         """
         require("torch", "train")
-        from embedkit.learning.fit import learn
+        from embedkit.learning.fit import learn, plain_torch
         from embedkit.learning.loop import UnstableTrainingError
 
         if checkpoint is not None:
             check_repeatable(self)
         saving = {"checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
-        try:
-            self._keep(learn(self._task(X, y, sample_weight, cache_dir), **saving))
-        except UnstableTrainingError as error:
-            if error.learned is not None:
-                self._keep(error.learned)
-            raise
+        with plain_torch(), self._put_back_if_it_fails():
+            try:
+                self._keep(learn(self._task(X, y, sample_weight, cache_dir), **saving))
+            except UnstableTrainingError as error:
+                if error.learned is not None:
+                    self._keep(error.learned)
+                raise
         return self
 
     def extend(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -182,11 +185,14 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         """
         require("torch", "train")
         from embedkit.learning.extend import extend
+        from embedkit.learning.fit import plain_torch
 
         check_is_fitted(self)
         table = self._read(X, reset=False)
         targets, weights = self._targets(y, table.num_rows), self._weights(sample_weight, table.num_rows)
-        self._keep(extend(self._learned, table, targets, weights, self.min_frequency, self.max_categories))
+        limits = self.min_frequency, self.max_categories
+        with plain_torch():
+            self._keep(extend(self._learned, table, targets, weights, *limits))
         return self
 
     def fit_transform(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> np.ndarray:
@@ -214,10 +220,12 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             return self.fit(X, y, sample_weight=sample_weight).transform(X)
         require("torch", "train")
         from embedkit.cross_fitting import cross_fit_rows, hide_values, put_vectors
+        from embedkit.learning.fit import plain_torch
 
-        task = self._task(X, y, sample_weight)
-        learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
-        self._keep(learned)
+        with plain_torch(), self._put_back_if_it_fails():
+            task = self._task(X, y, sample_weight)
+            learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
+            self._keep(learned)
         vectors = self.embeddings_.transform(task.table)
         put_vectors(vectors, self.embeddings_, crossed)
         hide_values(vectors, self.embeddings_, task)
@@ -239,9 +247,10 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         LRFinderResult
         """
         require("torch", "train")
-        from embedkit.learning.fit import find_learning_rate
+        from embedkit.learning.fit import find_learning_rate, plain_torch
 
-        return find_learning_rate(clone(self)._task(X, y, sample_weight), **sweep)
+        with plain_torch():
+            return find_learning_rate(clone(self)._task(X, y, sample_weight), **sweep)
 
     def save(self, path: str | os.PathLike) -> str:
         """Publish tables, network and training history as a new version of a stored set.
@@ -315,18 +324,29 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
     def _settings(self) -> "Settings":
         from embedkit.learning.learned import Settings
 
-        params = self.get_params(deep=False)
-        for name in ("categorical_features", "target_type", "cross_fit"):
-            params.pop(name)
+        # By name: a subclass may have parameters of its own, or fewer.
+        params = {
+            field.name: getattr(self, field.name) for field in fields(Settings) if hasattr(self, field.name)
+        }
         sizes = params["hidden_layer_sizes"]
         params["hidden_layer_sizes"] = tuple(sizes) if np.iterable(sizes) else (sizes,)
         params["schedule_options"] = dict(params["schedule_options"] or {})
-        params["progress"] = params.pop("verbose") > 0
-        params.pop("random_state")
-        return Settings(**params, seed=self._seed())
+        return Settings(**params, seed=self._seed(), progress=self.verbose > 0)
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    @contextmanager
+    def _put_back_if_it_fails(self) -> Iterator[None]:
+        """What an earlier fit has left stays whole where another one has nothing to put in its place."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            if vars(self).get("embeddings_") is before.get("embeddings_"):
+                vars(self).clear()
+                vars(self).update(before)
+            raise
 
     def _keep(self, learned: "Learned") -> None:
         from embedkit import archive

@@ -242,9 +242,10 @@ def _native(problem: Problem) -> Encoded:
     names = {name: f"x{i}" for i, name in enumerate([*problem.categorical, *problem.numeric])}
     train, test = (frame[list(names)].rename(columns=names) for frame in (problem.X_train, problem.X_test))
     for name in (names[name] for name in problem.categorical):
-        dtype = pd.CategoricalDtype(train[name].dropna().unique())
-        known = test[name].where(test[name].isin(dtype.categories))
-        train[name], test[name] = train[name].astype(dtype), known.astype(dtype)
+        known = pd.Index(train[name].dropna().unique())
+        for frame in (train, test):  # numbers, as LightGBM cannot hold dates; -1 is missing
+            codes = known.get_indexer(frame[name])
+            frame[name] = pd.Categorical.from_codes(codes, range(len(known)))
     return Encoded(train, test, time.perf_counter() - start, 0.0)
 
 

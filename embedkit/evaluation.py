@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from sklearn import config_context
 
 from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
 from embedkit.errors import InputError, did_you_mean, require
@@ -107,7 +108,10 @@ def evaluate(
             "wide tables and native categories are for LightGBM only; add another encoding, such as 'target'"
         )
     parts = []
-    with _bar(len(folds) * len(pairs(encodings, models)), progress) as bar:
+    with (
+        _bar(len(folds) * len(pairs(encodings, models)), progress) as bar,
+        config_context(transform_output="default", enable_metadata_routing=False),
+    ):
         for i, (train, test) in enumerate(folds):
             scores = compare(
                 _take(whole, train, test, keys.get("groups")),

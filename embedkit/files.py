@@ -120,6 +120,8 @@ def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
     InputError
         If the file is not there, is of another kind, cannot be read, has no rows, or repeats a column name.
     """
+    from embedkit.serving.sources import read_whole_csv
+
     path = Path(path)
     is_csv = path.name.lower().endswith(CSV_SUFFIXES)
     if not path.exists():
@@ -127,7 +129,7 @@ def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
     if not (is_csv or path.is_dir() or path.suffix.lower() == ".parquet"):
         raise InputError(f"{path} is of an unknown kind: give a file named .csv, .csv.gz or .parquet")
     try:
-        table = _read_csv(path, text) if is_csv else _read_parquet(path)
+        table = read_whole_csv(path, text) if is_csv else _read_parquet(path)
     except (pa.ArrowException, OSError, EOFError) as error:
         kind = "CSV" if is_csv else "Parquet"
         reason = first_line(error)
@@ -300,9 +302,10 @@ def check_output(root: str | os.PathLike) -> None:
         try:
             store.current_version(path)
         except StoreNotFoundError as error:
-            raise OutputError(
-                f"cannot write to {root}: it holds other files and no stored set, choose another name"
-            ) from error
+            if store.holds_other_files(path):
+                raise OutputError(
+                    f"cannot write to {root}: it holds other files and no stored set, choose another name"
+                ) from error
     check_writable(path)
 
 
@@ -323,21 +326,6 @@ def check_writable(path: str | os.PathLike) -> None:
             path.open("ab").close()
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {error.strerror} ({existing})") from error
-
-
-def _read_csv(path: Path, text: Iterable[str]) -> pa.Table:
-    from pyarrow import csv
-
-    from embedkit.serving.sources import check_closed
-
-    types = dict.fromkeys(text, pa.string())
-    table = csv.read_csv(
-        path,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=types),
-    )
-    check_closed(str(path), table, lambda: pa.input_stream(path))
-    return table
 
 
 def _read_parquet(path: Path) -> pa.Table:

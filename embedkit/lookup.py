@@ -35,6 +35,8 @@ class FrameMixin:
             if not reset and not hasattr(self, "feature_names_in_"):
                 table = table.rename_columns(list(self._array_names(table.num_columns)))
         else:
+            if isinstance(X, (list, tuple)):  # of which numpy would make texts where one cell is text
+                X = np.array(X, dtype=object)
             X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
             names = getattr(self, "feature_names_in_", None)
             if reset or names is None:

@@ -57,6 +57,7 @@ def column_roles(table: pa.Table, categorical_features: str | Sequence[str] = "f
         raise InputError(
             f"categorical_features must be 'from_dtype' or a list of names, got {categorical_features=}"
         )
+    categorical_features = tuple(categorical_features)
     missing = [name for name in categorical_features if name not in table.column_names]
     if missing:
         hint = did_you_mean(map(str, missing), table.column_names)

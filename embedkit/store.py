@@ -114,6 +114,12 @@ def versions(root: str | os.PathLike) -> list[str]:
     return _versions(*_resolve(root))
 
 
+def holds_other_files(root: str | os.PathLike) -> bool:
+    """Whether a local directory holds what no store does; one that was killed at its first version may."""
+    names = os.listdir(root)
+    return not all(name.startswith(_TEMPORARY) or _VERSION_NAME.fullmatch(name) for name in names)
+
+
 def current_version(root: str | os.PathLike) -> str:
     """Name the current version.
 

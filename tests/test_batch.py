@@ -125,6 +125,25 @@ def test_directories_can_be_chosen(
     assert verify_output(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("partition_by", [None, []])
+def test_without_rows_there_are_columns_still(
+    tmp_path: Path, embedding_set: EmbeddingSet, partition_by: list[str] | None
+) -> None:
+    pq.write_table(make_rows(1).slice(0, 0), tmp_path / "in.parquet")
+    transform_dataset(embedding_set, tmp_path / "in.parquet", tmp_path / "out", partition_by=partition_by)
+    assert read(tmp_path / "out").schema.field("store_0").type == pa.float32()
+
+
+def test_columns_of_later_files_are_not_left_out_in_silence(
+    tmp_path: Path, source: Path, rows: pa.Table, embedding_set: EmbeddingSet
+) -> None:
+    pq.write_table(rows.append_column("extra", rows["id"]), source / "3.parquet")
+    with pytest.warns(UserWarning, match=r"3.parquet has column\(s\) \['extra'\], which .*0.parquet lacks"):
+        transform_dataset(embedding_set, source, tmp_path / "out")
+    assert "extra" not in read(tmp_path / "out").column_names
+    transform_dataset(embedding_set, source, tmp_path / "some", columns=["id"])
+
+
 def test_directories_can_be_given_up(tmp_path: Path, rows: pa.Table, embedding_set: EmbeddingSet) -> None:
     source, rows = tmp_path / "in", rows.slice(0, 120)
     ds.write_dataset(
@@ -347,6 +366,42 @@ def test_a_finished_output_that_lost_a_part_is_not_taken_for_complete(
     assert part.read_bytes() == whole
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_resume_notices_cells_that_changed_places(
+    tmp_path: Path, embedding_set: EmbeddingSet, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(100_000)
+    stores = rows["store"].to_pylist()
+    rows, changed = (
+        rows.set_column(1, "store", pa.array([*stores[:500], *pair, *stores[502:]]))
+        for pair in ((1, 2), (2, 1))
+    )
+    source, output = tmp_path / "in.parquet", tmp_path / "out"
+    options = {"row_group_size": 50_000, "compression": "none"}
+    pq.write_table(rows, source, **options)
+    before = source.stat().st_size, source.read_bytes()[-(1 << 16) :]
+    settings = {"unit_rows": 50_000, "workers": 1}
+    if finished:
+        transform_dataset(embedding_set, source, output, **settings)
+    else:
+        interrupt(monkeypatch, 1, embedding_set, source, output, **settings)
+    pq.write_table(changed, source, **options)
+    assert before == (source.stat().st_size, source.read_bytes()[-(1 << 16) :])
+    summary = transform_dataset(embedding_set, source, output, resume=True, overwrite=finished, **settings)
+    assert summary.units_reused == 0
+    expected = embedding_set.transform(changed)
+    np.testing.assert_array_equal(read(output)["store_0"].to_numpy(), expected[:, 0])
+
+
+def test_resume_looks_at_the_limit_of_unknown_values_too(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out")
+    with pytest.raises(InputError, match="unknown"):
+        transform_dataset(embedding_set, source, tmp_path / "out", resume=True, max_unknown=0.0)
+    assert transform_dataset(embedding_set, source, tmp_path / "out", resume=True).units_reused > 0
+
+
 def test_a_csv_file_of_the_same_size_with_another_cell_is_another_file(tmp_path: Path) -> None:
     embedding_set = make_set(numerics=False).subset(["store"])
     lines = b"store\n" + b"5\n" * 100_000
@@ -366,6 +421,20 @@ def test_bytes_that_are_text_are_looked_up_as_text(tmp_path: Path, embedding_set
     np.testing.assert_array_equal(
         np.stack([c.to_numpy() for c in found], axis=1), embedding_set.transform(rows)
     )
+
+
+@pytest.mark.parametrize("columns", [None, ["id"]])
+@pytest.mark.parametrize("suffix", [".csv", ".CSV.GZ"])
+def test_a_quote_that_is_not_closed_is_found_in_every_column(
+    tmp_path: Path, columns: list[str] | None, suffix: str
+) -> None:
+    embedding_set = make_set(numerics=False).subset(["store"])
+    path, packed = tmp_path / f"in{suffix}", gzip.compress if suffix == ".CSV.GZ" else bytes
+    path.write_bytes(packed(b'store,id,note\n5,1,6" pipe\n5,2,ok\n'))
+    assert transform_dataset(embedding_set, path, tmp_path / "sound", columns=columns).rows == 2
+    path.write_bytes(packed(b'store,id,note\n5,1,ok\n5,2,"bad\n5,3,ok\n'))
+    with pytest.raises(InputError, match="ends inside a quoted cell"):
+        transform_dataset(embedding_set, path, tmp_path / "out", columns=columns)
 
 
 def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:

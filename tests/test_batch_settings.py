@@ -79,6 +79,46 @@ def test_unusable_inputs_are_refused(tmp_path: Path, source: Path, embedding_set
         transform_dataset(embedding_set, source / "*.parquet", "s3://bucket/out")
 
 
+@pytest.mark.parametrize("how", ["uri", "pattern", "link"])
+def test_an_output_within_the_input_is_refused_by_any_name(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, how: str
+) -> None:
+    (tmp_path / "link").symlink_to(source)
+    named = {"uri": source.as_uri(), "pattern": source / "**", "link": tmp_path / "link"}[how]
+    with pytest.raises(InputError, match="lies in the input"):
+        transform_dataset(embedding_set, named, source / "out")
+    transform_dataset(embedding_set, source / "*.parquet", source / "out")
+
+
+def test_a_link_to_the_output_is_no_input(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    output = tmp_path / "features"
+    transform_dataset(embedding_set, source, output)
+    (tmp_path / "latest").symlink_to(output)
+    with pytest.raises(InputError, match="holds the input"):
+        transform_dataset(embedding_set, tmp_path / "latest", output, overwrite=True, columns=["id"])
+
+
+@pytest.mark.parametrize("column", [[[1]], [b"\xff"]])
+def test_columns_that_cannot_name_directories(
+    tmp_path: Path, embedding_set: EmbeddingSet, column: list
+) -> None:
+    rows = make_rows(1)
+    pq.write_table(rows.append_column("key", pa.array(column)), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match=r"partition_by names column 'key', which is .*: take one of texts"):
+        transform_dataset(embedding_set, tmp_path / "in.parquet", tmp_path / "out", partition_by=["key"])
+    with pytest.raises(InputError, match="partition_by names a column twice"):
+        transform_dataset(embedding_set, tmp_path / "in.parquet", tmp_path / "out", partition_by=["id", "id"])
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_a_dry_run_says_what_the_run_would(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    transform_dataset(embedding_set, source, tmp_path / "out")
+    with pytest.raises(OutputError, match="out exists"):
+        transform_dataset(embedding_set, source, tmp_path / "out", dry_run=True)
+    transform_dataset(embedding_set, source, tmp_path / "out", dry_run=True, overwrite=True)
+    transform_dataset(embedding_set, source, tmp_path / "out", dry_run=True, resume=True)
+
+
 def test_an_unwritable_output_is_one_error(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write to .*file/\.out\.partial: Not a directory"):

@@ -206,6 +206,16 @@ def test_the_task_decides_what_is_stored(parquet_file: Path, target: list, task:
     assert type(rows.estimator(task)) is kind
 
 
+@pytest.mark.parametrize("left", [".tmp-0123", "v000001"])
+def test_a_store_that_was_killed_at_its_first_version_can_be_written(
+    parquet_file: Path, tmp_path: Path, left: str
+) -> None:
+    root = tmp_path / "shops.embedkit"
+    (root / left).mkdir(parents=True)
+    run("fit", parquet_file, "--target", "sales", *FAST, "--out", root)
+    assert len(EmbeddingSet.load(root)) == 2
+
+
 def test_names_with_commas_are_quoted(tmp_path: Path, shops: pa.Table) -> None:
     names = {"shop": "shop, no.", "town": '6" town'}
     table = shops.rename_columns([names.get(name, name) for name in shops.column_names])

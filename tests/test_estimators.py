@@ -269,6 +269,53 @@ def test_a_second_fit_forgets_the_first(shops):
     assert not hasattr(encoder, "feature_names_in_")
 
 
+@pytest.mark.parametrize("method", ["fit", "fit_transform"])
+def test_a_fit_that_fails_leaves_what_an_earlier_one_learned(shops, method):
+    X, _ = shops
+    regressor = EntityEmbeddingRegressor(**FAST).fit(X, X["area"])
+    before, seen = regressor.predict(X), dict(vars(regressor))
+    swapped = X[["open", "city"]].assign(more="x")
+    with pytest.raises(InputError, match="one class or value only"):
+        getattr(regressor, method)(swapped, np.ones(len(X)))
+    assert vars(regressor) == seen
+    np.testing.assert_array_equal(regressor.predict(X), before)
+
+
+def test_rows_in_lists_keep_the_types_of_their_cells(shops):
+    X, y = shops
+    classifier = EntityEmbeddingClassifier(**FAST).fit(X, y)
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        found = classifier.predict_proba(X[:1].to_numpy(dtype=object).tolist())
+    np.testing.assert_array_equal(found, classifier.predict_proba(X[:1]))
+    encoder = EntityEmbeddingEncoder(**FAST).fit([["a", "x"], ["b", float("nan")]] * 50, [1.0, 2.0] * 50)
+    assert encoder.embeddings_["x1"].categories.to_pylist() == ["x"]
+
+
+def test_the_state_of_torch_in_a_program_does_not_matter(shops):
+    X, y = shops
+    expected = EntityEmbeddingClassifier(**FAST).fit(X, y).predict_proba(X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu"):
+            found = EntityEmbeddingClassifier(**FAST).fit(X, y)
+            found.extend(X.assign(city=X["city"].replace("Rome", "Roma")), y)
+            assert torch.get_default_dtype() == torch.float64
+        np.testing.assert_array_equal(EntityEmbeddingClassifier(**FAST).fit(X, y).predict_proba(X), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_subclass_may_have_parameters_of_its_own(shops):
+    class Narrow(EntityEmbeddingEncoder):
+        def __init__(self, units=8, random_state=0):
+            super().__init__(hidden_layer_sizes=units, max_epochs=1, random_state=random_state)
+            self.units = units
+
+    X, y = shops
+    expected = EntityEmbeddingEncoder(hidden_layer_sizes=8, max_epochs=1, random_state=0).fit_transform(X, y)
+    np.testing.assert_array_equal(clone(Narrow()).fit_transform(X, y), expected)
+
+
 def test_several_targets(shops):
     X, y = shops
     number = np.arange(120) % 3
@@ -430,6 +477,13 @@ def test_targets_of_a_frame_are_found_by_name(shops):
         InputError, match=r"the targets \['low', 'high'\] that were learned, found \['low', 'x'\]"
     ):
         learned.extend(X, Y.rename(columns={"high": "x"}))
+
+
+@pytest.mark.parametrize("names", [pd.Series(["id"], index=[7]), iter(["id"]), {"id": 1}])
+def test_categorical_features_from_any_iterable(shops, names):
+    X, y = shops
+    encoder = EntityEmbeddingEncoder(names, **FAST).fit(X.assign(id=np.arange(len(X)) % 5), y)
+    assert "id" in encoder.embeddings_
 
 
 def test_categorical_features_that_are_no_list(shops):

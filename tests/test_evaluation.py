@@ -383,3 +383,14 @@ def test_ordered_categories_are_a_time(problem: Problem, monkeypatch, as_column:
     X, time = (X.assign(month=month), "month") if as_column else (X, month)
     embedkit.evaluate(X, problem.y_train, categorical_features=["shop", "hour"], time=time, n_folds=3)
     assert seen == [([0], [1]), ([0, 1], [2]), ([0, 1, 2], [3])]
+
+
+def test_dates_and_settings_of_scikit_learn_do_not_matter() -> None:
+    X, y = shops(300)
+    days = X.assign(day=pd.Timestamp("2020-01-01") + pd.to_timedelta(X["hour"], unit="D"))
+    settings = {"categorical_features": ["shop", "day"], "n_folds": 2, "max_epochs": 1}
+    settings |= {"models": ["lightgbm"], "encodings": ["embedkit", "onehot", "target", "native"]}
+    with sklearn.config_context(transform_output="pandas", enable_metadata_routing=True):
+        found = embedkit.evaluate(days, y, groups=X["hour"].to_numpy(), **settings).scores
+    assert set(found["encoding"]) == {"embedkit", "onehot", "target", "native"}
+    assert found["score"].notna().all()

@@ -197,6 +197,18 @@ def _features_with_rank(preparation: Preparation, settings: Settings) -> set[str
 
 
 @contextmanager
+def plain_torch() -> Iterator[None]:
+    """torch as it comes: float32, with gradients and nothing rounded, whatever a program has set."""
+    dtype = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def _own_random_state(seed: int) -> Iterator[None]:
     """torch's global random state, seeded within and untouched after; for one thread at a time."""
     with _LEARNING, torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from embedkit.serving.output import (
     writing,
 )
 from embedkit.serving.plan import make_plan
-from embedkit.serving.sources import Source, open_source
+from embedkit.serving.sources import Source, finds, open_source
 from embedkit.serving.summary import JobSummary
-from embedkit.serving.units import Job, Unit, output_schema
+from embedkit.serving.units import Job, Unit, output_schema, read_checksum
 from embedkit.tables import EmbeddingSet
 
 __all__ = ["JobSummary", "transform_dataset", "verify_output"]
@@ -33,6 +34,11 @@ __all__ = ["JobSummary", "transform_dataset", "verify_output"]
 FORMAT_VERSION = 1
 LAYOUTS = ("wide", "vector")
 COMPRESSIONS = ("none", "snappy", "lz4", "zstd")
+
+# That look whether rows are what they were: reading, not waiting for Python, is what takes time.
+_CHECKING_THREADS = 8
+# Whether the record of an earlier run is of a unit.
+_IsOf = Callable[[Mapping[str, Any] | None, Unit], bool]
 
 
 def transform_dataset(
@@ -135,15 +141,20 @@ def transform_dataset(
     )
     settings = _settings(job, version, output_schema(embedding_set, job.kept, layout).names)
     summarize = partial(JobSummary.of, folder.output, settings["columns"], units, began)
+    is_of = partial(_is_of, job, embedding_set)
     if dry_run:
+        if not resume or _finished(folder, settings, units, overwrite, is_of) is None:
+            _check_free(folder, settings, resume=resume, overwrite=overwrite)
         return summarize()
     with writing(folder), folder.lock():
-        finished = _finished(folder, settings, units, overwrite) if resume else None
+        finished = _finished(folder, settings, units, overwrite, is_of) if resume else None
         if finished is not None:
             folder.remove()
-            return summarize(finished, len(units))
+            summary = summarize(finished, len(units))
+            summary.check_unknown(limit)
+            return summary
         _prepare(folder, settings, resume=resume, overwrite=overwrite)
-        records = _reusable(folder, units)
+        records = _reusable(folder, units, is_of)
         todo = [unit for unit in units if unit.index not in records]
         with _progress_bar(units, records, progress) as bar:
             for unit, record in run_units(job, todo, embedding_set, engine, scheduler, workers):
@@ -181,6 +192,8 @@ def _check_settings(
         if isinstance(names, str) or not all(isinstance(item, str) for item in names or ()):
             hint = f": write [{names!r}]" if isinstance(names, str) else ""
             raise InputError(f"{name} must be a list of names, got {names!r}{hint}")
+        if len(set(names or ())) < len(names or ()):
+            raise InputError(f"{name} names a column twice: {list(names)}")
     hidden = [name for name in partition_by or () if name.startswith((".", "_"))]
     if hidden:
         raise InputError(
@@ -216,16 +229,15 @@ def _local(output: str | os.PathLike) -> str:
 def _check_output(folder: JobFolder, source: Source, input: str | os.PathLike) -> None:
     """Raise where the output holds the input or would be read with it, or holds what no job has written."""
     output = folder.output
-    directory = Path(os.path.realpath(input))
-    inside = output.relative_to(directory).parts if directory in output.parents else ()
-    # Readers of the directory pass by what starts with these.
-    if inside and directory.is_dir() and not any(part[0] in "._" for part in inside):
-        raise InputError(
-            f"output {output} lies in the input {directory} and would be a part of it: choose another output"
-        )
-    for file in source.files if isinstance(source.system, fs.LocalFileSystem) else ():
-        if {output, folder.root} & {Path(file.path), *Path(file.path).parents}:
-            raise InputError(f"output {output} holds the input {file.path}: choose another output")
+    if isinstance(source.system, fs.LocalFileSystem):
+        for file in source.files:
+            path = Path(os.path.realpath(file.path))
+            if {output, folder.root} & {path, *path.parents}:
+                raise InputError(f"output {output} holds the input {path}: choose another output")
+        if finds(input, str(output / "part.parquet")):
+            raise InputError(
+                f"output {output} lies in the input {input} and would be a part of it: choose another output"
+            )
     if output.is_dir() and any(output.iterdir()) and "units" not in (read_sealed(output / MANIFEST) or ()):
         raise OutputError(
             f"{output} holds other files than those of a job, or has no sound {MANIFEST}: choose another "
@@ -252,14 +264,18 @@ def _settings(job: Job, version: str | None, columns: Sequence[str]) -> dict[str
 
 
 def _finished(
-    folder: JobFolder, settings: Mapping[str, Any], units: Sequence[Unit], overwrite: bool
+    folder: JobFolder,
+    settings: Mapping[str, Any],
+    units: Sequence[Unit],
+    overwrite: bool,
+    is_of: _IsOf,
 ) -> dict[int, dict[str, Any]] | None:
     """Records of a complete output that is just what this job would make; None if there is no such output."""
     manifest = read_sealed(folder.output / MANIFEST)
     if manifest is None or any(manifest.get(key) != value for key, value in settings.items()):
         return None
     records = manifest["units"]
-    if len(records) != len(units) or not all(map(_is_of, records, units)):
+    if len(records) != len(units) or not all(_run(is_of, records, units)):
         return None
     parts = [part for record in records for part in record["files"]]
     lost = [part["path"] for part in parts if not is_whole(folder.output, part)]
@@ -272,27 +288,42 @@ def _finished(
 
 def _prepare(folder: JobFolder, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Make the folder ready for this job, or refuse to."""
+    if not _check_free(folder, settings, resume=resume, overwrite=overwrite):
+        folder.clear()
+        folder.start(settings)
+
+
+def _check_free(folder: JobFolder, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> bool:
+    """Refuse to write over what is there; whether to go on with an interrupted job."""
     if folder.output.exists() and not overwrite:
         raise OutputError(f"{folder.output} exists: choose another output, or overwrite it")
     found = folder.settings()
     differing = [] if found is None else [key for key, value in settings.items() if found.get(key) != value]
     if found is not None and resume and not differing:
-        return
+        return True
     if found is not None and not overwrite:
         why = f"was started with other {differing}" if resume else "is not finished"
         raise OutputError(f"a job for {folder.output} {why}: resume it as it was, or overwrite to begin anew")
-    folder.clear()
-    folder.start(settings)
+    return False
 
 
-def _reusable(folder: JobFolder, units: Sequence[Unit]) -> dict[int, dict[str, Any]]:
+def _reusable(folder: JobFolder, units: Sequence[Unit], is_of: _IsOf) -> dict[int, dict[str, Any]]:
     """Records of the units that an earlier run has finished."""
-    found = ((unit, folder.recorded(unit.index)) for unit in units)
-    return {unit.index: record for unit, record in found if record is not None and _is_of(record, unit)}
+    records = [folder.recorded(unit.index) for unit in units]
+    fits = _run(is_of, records, units)
+    return {unit.index: record for unit, record, fit in zip(units, records, fits, strict=True) if fit}
 
 
-def _is_of(record: Mapping[str, Any], unit: Unit) -> bool:
-    return all(record[key] == value for key, value in unit.identity.items())
+def _is_of(job: Job, embedding_set: EmbeddingSet, record: Mapping[str, Any] | None, unit: Unit) -> bool:
+    """Whether a record is of a unit, whose rows are what they were."""
+    if record is None or any(record[key] != value for key, value in unit.identity.items()):
+        return False
+    return record.get("crc32") == read_checksum(job, unit, embedding_set)
+
+
+def _run(function: Callable[..., bool], *arguments: Sequence[Any]) -> list[bool]:
+    with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
+        return list(pool.map(function, *arguments))
 
 
 def _manifest(

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from embedkit import store
-from embedkit.errors import InputError, first_line, require
+from embedkit.errors import InputError, StoreError, first_line, require
 from embedkit.serving.output import JobFolder
 from embedkit.serving.units import Job, Unit, transform_unit
 from embedkit.tables import EmbeddingSet
@@ -102,7 +102,9 @@ def _run_dask(
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     distributed = require("distributed", "dask")
     stored = JobFolder(job.output).embeddings
-    if not store.versions(stored):
+    try:
+        store.current_version(stored)
+    except StoreError:
         store.publish(stored, embedding_set)
     with ExitStack() as stack:
         if scheduler is None:

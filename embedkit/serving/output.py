@@ -204,7 +204,7 @@ class JobFolder:
         """Take the folder away; in one step, so that nobody waits for a lock that is being deleted."""
         done = self.root.with_name(f"{self._done_name()}{uuid.uuid4().hex}")
         os.rename(self.root, done)
-        shutil.rmtree(done)
+        shutil.rmtree(done, ignore_errors=True)  # the next job may be at it too
 
     @property
     def _records(self) -> Path:

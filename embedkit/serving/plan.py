@@ -1,7 +1,9 @@
 """What a job will do, known before it begins: which columns, and which units of work."""
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -71,6 +73,9 @@ def make_plan(
         for name in infos[0].file.keys
         if name in wanted
     }
+    _check_partition_types(infos, partition_by or (), key_types)
+    if columns is None:
+        _warn_of_more(infos, infos[0].schema.names)
     kept = _common_schema(infos, kept_names, key_types)
     csv_types = {}
     if source.format == "csv":
@@ -125,6 +130,32 @@ def _kept_names(
     if replace:
         dropped |= {*embedding_set.features_in}
     return [name for name in dict.fromkeys(available if columns is None else columns) if name not in dropped]
+
+
+def _warn_of_more(infos: Sequence[_FileInfo], names: Sequence[str]) -> None:
+    """Warn where files have columns that the first one lacks, which are not written."""
+    for info in infos:
+        if more := sorted({*info.schema.names} - {*names, *info.file.keys}):
+            warnings.warn(
+                f"{info.file.path} has column(s) {more}, which {infos[0].file.path} lacks: they are left out",
+                UserWarning,
+                stacklevel=4,
+            )
+            return
+
+
+def _check_partition_types(
+    infos: Sequence[_FileInfo], names: Sequence[str], key_types: Mapping[str, pa.DataType]
+) -> None:
+    """Raise InputError where a column cannot give names to directories."""
+    for info, name in itertools.product(infos, names):
+        dtype = key_types.get(name) or info.schema.field(name).type
+        plain = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+        if pa.types.is_nested(plain) or pa.types.is_binary(plain) or pa.types.is_large_binary(plain):
+            raise InputError(
+                f"partition_by names column {name!r}, which is {dtype} in {info.file.path}: "
+                "take one of texts, numbers or dates"
+            )
 
 
 def _common_schema(

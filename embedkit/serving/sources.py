@@ -2,10 +2,13 @@
 
 import glob
 import hashlib
+import io
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -95,20 +98,28 @@ def open_source(location: str | os.PathLike) -> Source:
     if info.type != fs.FileType.Directory:
         raise InputError(f"{root} does not exist: give a file, a directory or a pattern that finds files")
     selector = fs.FileSelector(path, recursive=pattern is None or "/" in pattern or "**" in pattern)
-    wanted = re.compile(".*" if pattern is None else _regex(pattern))
     files = [
         SourceFile(child.path[len(path.rstrip("/")) + 1 :], child.path, child.size)
         for child in system.get_file_info(selector)
         if child.type == fs.FileType.File
     ]
-    files = [file for file in files if _VISIBLE.fullmatch(file.name) and wanted.fullmatch(file.name)]
+    files = [file for file in files if _is_wanted(file.name, pattern)]
     return _of_one_format(system, [file for file in files if _format(file) is not None], location)
+
+
+def finds(location: str | os.PathLike, path: str) -> bool:
+    """Whether a file of that path, without links, would be read with a local dataset."""
+    root, pattern = _split_pattern(os.fspath(location))
+    directory = os.path.realpath(_resolve(root)[1])
+    if os.path.commonpath([directory, path]) != directory or not os.path.isdir(directory):
+        return False
+    return _is_wanted(os.path.relpath(path, directory), pattern)
 
 
 def fingerprint(source: Source, file: SourceFile, footer_size: int | None = None) -> dict[str, object]:
     """Size and SHA-256 of the last bytes of a file, by which another file under its name shows.
 
-    The footer of a Parquet file has to do with all of it; a file without one, a CSV file, is read as a whole.
+    Those are the footer of a Parquet file, for whose rows there is `checksum`; of a CSV file they are all.
     """
     length = file.size if footer_size is None else min(file.size, max(_TAIL, footer_size + 8))
     try:
@@ -118,6 +129,33 @@ def fingerprint(source: Source, file: SourceFile, footer_size: int | None = None
     except OSError as error:
         raise InputError(f"{file.path} cannot be read ({first_line(error)}): repair it") from error
     return {"size": file.size, "tail_sha256": digest.hexdigest()}
+
+
+def checksum(source: Source, file: SourceFile, row_groups: range, columns: Collection[str]) -> int:
+    """CRC-32 of the bytes of some columns of a Parquet file, by which a changed cell shows.
+
+    Raises
+    ------
+    InputError
+        If they cannot be read.
+    """
+    footer, crc = read_footer(source, file)[0], 0
+    try:
+        with source.system.open_input_file(file.path) as stream:
+            for group in map(footer.row_group, row_groups):
+                for chunk in map(group.column, range(group.num_columns)):
+                    if chunk.path_in_schema.partition(".")[0] in columns or chunk.path_in_schema in columns:
+                        stream.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+                        for block in _blocks(stream, chunk.total_compressed_size):
+                            crc = zlib.crc32(block, crc)
+    except _READ_ERRORS as error:
+        raise InputError(f"{file.path} cannot be read ({first_line(error)}): repair it") from error
+    return crc
+
+
+def _blocks(stream: pa.NativeFile, size: int) -> Iterator[bytes]:
+    for start in range(0, size, _READ_BUFFER):
+        yield stream.read(min(_READ_BUFFER, size - start))
 
 
 def read_footer(source: Source, file: SourceFile) -> tuple[pq.FileMetaData, pa.Schema]:
@@ -140,7 +178,7 @@ def read_footer(source: Source, file: SourceFile) -> tuple[pq.FileMetaData, pa.S
 def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType]) -> pa.Schema:
     """Columns of a CSV file, with the given types or those that its beginning suggests."""
     try:
-        with _open_csv(source, file, None, types) as reader:
+        with _open_csv(_open_text(source, file), None, types) as reader:
             return reader.schema
     except _READ_ERRORS as error:
         raise InputError(
@@ -202,14 +240,14 @@ def read_csv(
     InputError
         If a cell does not fit its type, a line has too many cells, or text is not UTF-8.
     """
-    place, number, last = file.path, 0, None
+    place, number = file.path, 0
     try:
-        with _open_csv(source, file, columns, types) as reader:
+        stream = _CountsQuotes(_open_text(source, file))
+        with _open_csv(pa.PythonFile(stream), columns, types) as reader:
             for number, batch in enumerate(reader):
                 yield f"{file.path}, block {number}", batch
-                last = batch if batch.num_rows else last
-        if last is not None:
-            check_closed(file.path, last, lambda: source.system.open_input_stream(file.path))
+        if stream.quotes % 2:
+            _check_closed(file.path, _last_row(source, file))
     except _READ_ERRORS as error:
         place = f"{file.path}, after block {number}"
         raise InputError(
@@ -218,26 +256,77 @@ def read_csv(
         ) from error
 
 
-def check_closed(
-    path: str, last: pa.Table | pa.RecordBatch, open_stream: Callable[[], pa.NativeFile]
-) -> None:
-    """Raise InputError where a CSV file ends inside a quoted cell: the rows after the quote would be lost.
+def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
+    """All of a local CSV file; columns that are named in `text` as text, the others as they look.
 
-    Parameters
-    ----------
-    path : str
-    last : table
-        The last rows of the file.
-    open_stream : callable
-        Opens it, decompressed.
+    Raises
+    ------
+    InputError
+        If it ends inside a quoted cell.
+    pyarrow.ArrowException
+        If it cannot be read otherwise.
     """
-    row = last.slice(max(last.num_rows - 1, 0)).to_pydict()
-    if not any(isinstance(cell, str) and "\n" in cell for cells in row.values() for cell in cells):
-        return
-    with open_stream() as stream:
-        quotes = sum(data.count(b'"') for data in iter(lambda: stream.read(_READ_BUFFER), b""))
-    if quotes % 2:
+    from pyarrow import csv
+
+    source = Source(fs.LocalFileSystem(), "csv", ())
+    file = SourceFile(path.name, str(path), 0)
+    stream = _CountsQuotes(_open_text(source, file))
+    table = csv.read_csv(
+        pa.PythonFile(stream),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            strings_can_be_null=True, column_types=dict.fromkeys(text, pa.string())
+        ),
+    )
+    if stream.quotes % 2:
+        _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
+    return table
+
+
+def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
+    """Raise InputError where the last row swallowed others, as no quote closes one of its cells.
+
+    For files with an odd number of quotes: a single one inside of a cell is a part of it.
+    """
+    cells = [cell for cells in last.to_pydict().values() for cell in cells]
+    if any(isinstance(cell, str) and "\n" in cell for cell in cells):
         raise InputError(f"{path} ends inside a quoted cell: look for a quote that is not closed")
+
+
+def _last_row(source: Source, file: SourceFile) -> pa.RecordBatch:
+    """All cells of the last row of a CSV file, as text."""
+    with _open_csv(_open_text(source, file), None, {}) as reader:
+        types = dict.fromkeys(reader.schema.names, pa.string())
+    with _open_csv(_open_text(source, file), None, types) as reader:
+        rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
+        for batch in reader:
+            rows = batch if batch.num_rows else rows
+    return rows.slice(max(rows.num_rows - 1, 0))
+
+
+class _CountsQuotes(io.RawIOBase):
+    """A stream that counts the quotes that are read from it."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.stream, self.quotes = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(None if size < 0 else size)
+        self.quotes += data.count(b'"')
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def _open_text(source: Source, file: SourceFile) -> pa.NativeFile:
+    """A CSV file, decompressed; Arrow looks for small letters in its name."""
+    compression = "gzip" if file.path.lower().endswith(".gz") else None
+    return source.system.open_input_stream(file.path, compression=compression)
 
 
 def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence[str]) -> None:
@@ -249,7 +338,7 @@ def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence
 
 
 def _open_csv(
-    source: Source, file: SourceFile, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
+    stream: pa.NativeFile, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
 ) -> "pa.csv.CSVStreamingReader":
     from pyarrow import csv
 
@@ -257,7 +346,7 @@ def _open_csv(
         column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
     )
     return csv.open_csv(
-        source.system.open_input_stream(file.path),
+        stream,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=options,
     )
@@ -270,6 +359,11 @@ def _resolve(location: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot open {location}: {first_line(error)}") from error
+
+
+def _is_wanted(name: str, pattern: str | None) -> bool:
+    """Whether a path below the root of a dataset is one that a job reads."""
+    return bool(_VISIBLE.fullmatch(name)) and (pattern is None or bool(re.fullmatch(_regex(pattern), name)))
 
 
 def _of_one_format(system: fs.FileSystem, files: Sequence[SourceFile], location: str) -> Source:

@@ -49,6 +49,7 @@ class Dialect:
     folds_case: bool
 
 
+MAX_DIGITS = 38  # of a decimal, in all of them but PostgreSQL
 DIALECTS = {
     "duckdb": Dialect(
         quote='"',
@@ -260,6 +261,10 @@ def _storable(table: EmbeddingTable, dialect: str) -> pa.Table:
     dtype = table.categories.type
     if pa.types.is_time(dtype) or pa.types.is_duration(dtype) or pa.types.is_unsigned_integer(dtype):
         raise InputError(f"column {table.feature!r} is {dtype}, which is not exported: turn it into text")
+    if pa.types.is_decimal(dtype) and dtype.precision > MAX_DIGITS and dialect != "postgres":
+        raise InputError(
+            f"column {table.feature!r} is {dtype}, and {dialect} has {MAX_DIGITS} digits: turn it into text"
+        )
     if pa.types.is_timestamp(dtype):
         try:
             micro = arrow["category"].cast(pa.timestamp("us", dtype.tz))

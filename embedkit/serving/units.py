@@ -18,7 +18,7 @@ from embedkit.columns import EmbeddingTable
 from embedkit.errors import InputError, first_line
 from embedkit.frames import from_numpy, numeric_block
 from embedkit.serving.output import JobFolder, PartFile, writing
-from embedkit.serving.sources import NULL_KEY, Source, SourceFile, read_csv, read_parquet
+from embedkit.serving.sources import NULL_KEY, Source, SourceFile, checksum, read_csv, read_parquet
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import MISSING, UNKNOWN
 
@@ -150,11 +150,20 @@ def transform_unit(job: Job, unit: Unit, embedding_set: EmbeddingSet | None = No
             files = [parts[directory].close() for directory in sorted(parts)]
             by_feature = {feature: [int(number) for number in pair] for feature, pair in counts.items()}
             record = unit.identity | {"rows": rows, "files": files, "missing_and_unknown": by_feature}
+            record |= {"crc32": read_checksum(job, unit, embedding_set)}
             folder.record(unit.index, record)
     finally:
         for part in parts.values():
             part.discard()
     return record
+
+
+def read_checksum(job: Job, unit: Unit, embedding_set: EmbeddingSet) -> int | None:
+    """CRC-32 of what a unit reads of a Parquet file; None for CSV, where its identity has a digest of all."""
+    if job.source.format == "csv":
+        return None
+    columns = read_columns(embedding_set, job.kept, job.partition_by)
+    return checksum(job.source, unit.file, range(*unit.row_groups), columns)
 
 
 def output_schema(embedding_set: EmbeddingSet, kept: pa.Schema, layout: str) -> pa.Schema:
@@ -199,10 +208,13 @@ def _tables(job: Job, unit: Unit, embedding_set: EmbeddingSet) -> Iterator[tuple
         if empty:
             yield directory, unit.file.path, _empty(job, embedding_set)
         return
+    slab = None
     for place, slab in _slabs(job, unit, embedding_set, job.unit_rows):
         for directory, table in _partition(slab, job.partition_by, place):
             for start in range(0, table.num_rows, ROW_GROUP_ROWS):
                 yield directory, place, table.slice(start, ROW_GROUP_ROWS)
+    if slab is None and not job.partition_by:  # else there is no directory to put it in
+        yield "", unit.file.path, _empty(job, embedding_set)
 
 
 def _slabs(job: Job, unit: Unit, embedding_set: EmbeddingSet, size: int) -> Iterator[tuple[str, pa.Table]]:
