@@ -12,6 +12,7 @@ from sklearn import config_context
 
 from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
 from embedkit.errors import InputError, did_you_mean, require
+from embedkit.folds import check_groups
 from embedkit.frames import is_array, numeric_block, to_table
 from embedkit.models import MODELS
 from embedkit.roles import choose_roles
@@ -98,6 +99,10 @@ def evaluate(
     if isinstance(n_folds, bool) or not isinstance(n_folds, (int, np.integer)) or n_folds < 2:
         raise InputError(f"n_folds must be a whole number of at least 2, got {n_folds!r}")
     whole, keys = _read(X, y, categorical_features, target_type, {"groups": groups, "time": time})
+    if "groups" in keys:
+        keys["groups"] = check_groups(keys["groups"], len(whole.y_train))
+    if max_rows is not None and (not isinstance(max_rows, (int, np.integer)) or max_rows < n_folds):
+        raise InputError(f"max_rows must be a whole number of at least n_folds, got {max_rows!r}")
     rows = whole.sample(max_rows, random_state)
     whole, keys = _take(whole, rows, rows), {name: values[rows] for name, values in keys.items()}
     folds = _split(whole, n_folds, random_state, **keys)
@@ -167,6 +172,7 @@ def _read(
 
 def _key(values: Any) -> np.ndarray:
     """What rows are split by; ordered categories as their places in that order."""
+    values = values.to_arrow() if hasattr(values, "to_arrow") else values  # of polars
     values = values.to_pandas() if isinstance(values, (pa.Array, pa.ChunkedArray)) else values
     if not isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
         return np.asarray(values)
@@ -207,12 +213,12 @@ def _split(
     X, y = whole.X_train, whole.y_train
     if groups is not None and time is not None:
         raise InputError("folds are made by groups or by time, not by both: give one of them")
-    n_parts = len(y) if groups is None else len(np.unique(groups))
-    if n_parts <= n_folds:
-        what = "rows" if groups is None else "groups"
-        raise InputError(f"{n_folds} folds need more than {n_folds} {what}, found {n_parts}: ask for fewer")
+    if groups is not None and (n_groups := len(np.unique(groups))) < n_folds:
+        raise InputError(f"{n_folds} folds need as many groups, found {n_groups}: ask for fewer")
+    if len(y) <= n_folds:
+        raise InputError(f"{n_folds} folds need more than {n_folds} rows, found {len(y)}: ask for fewer")
     if time is not None:
-        return _split_by_time(time, n_folds)
+        return _split_by_time(_as_times(time), n_folds)
     if groups is not None:
         return list(GroupKFold(n_folds, shuffle=True, random_state=random_state).split(X, y, groups))
     if whole.kind != "regression":
@@ -224,6 +230,19 @@ def _split(
             )
     folds = KFold if whole.kind == "regression" else StratifiedKFold
     return list(folds(n_folds, shuffle=True, random_state=random_state).split(X, y))
+
+
+def _as_times(time: np.ndarray) -> np.ndarray:
+    """Text as dates: only some of it sorts as these do."""
+    if not pd.api.types.is_string_dtype(pd.Series(time)):
+        return time
+    try:
+        return pd.to_datetime(pd.Series(time), format="ISO8601").to_numpy()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"time holds text such as {str(time[0])!r}, which does not sort by time: turn it into dates, or "
+            "into text such as 2013-01-31"
+        ) from error
 
 
 def _split_by_time(time: np.ndarray, n_folds: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import sklearn
@@ -299,7 +300,7 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
         ({"n_folds": 1}, "n_folds must be a whole number of at least 2, got 1"),
         ({"encodings": ["ordinal"]}, "encodings must be 'embedkit' and some of"),
         ({"models": ["svm"]}, "models some of"),
-        ({"groups": [0] * 59 + [1]}, "5 folds need more than 5 groups, found 2"),
+        ({"groups": [0] * 59 + [1]}, "5 folds need as many groups, found 2"),
         ({"time": [1]}, "time has 1 rows, X has 60"),
         ({"categorical_features": []}, "no categorical column"),
         (
@@ -394,3 +395,25 @@ def test_dates_and_settings_of_scikit_learn_do_not_matter() -> None:
         found = embedkit.evaluate(days, y, groups=X["hour"].to_numpy(), **settings).scores
     assert set(found["encoding"]) == {"embedkit", "onehot", "target", "native"}
     assert found["score"].notna().all()
+
+
+def test_time_is_in_the_order_that_it_is_meant_in() -> None:
+    months = pl.Series(["May", "June", "July"] * 20).cast(pl.Enum(["May", "June", "July"]))
+    assert evaluation._key(months).tolist()[:3] == [0, 1, 2]
+    X, y = shops(60)
+    days = [f"{1 + i % 28}/{1 + i // 28}/2013" for i in range(60)]
+    with pytest.raises(InputError, match=r"time holds text such as '1/1/2013', which does not sort by time"):
+        embedkit.evaluate(X, y, categorical_features=["shop"], time=days)
+    times = np.array([f"2013-01-{1 + i % 28:02}" for i in range(60)], dtype=object)
+    for train, test in evaluation._split_by_time(evaluation._as_times(times), 3):
+        assert times[train].max() < times[test].min()
+
+
+def test_groups_that_cannot_be_sorted_and_as_many_as_folds() -> None:
+    X, y = shops(300)
+    groups = np.array([1, "a", 2.5] * 100, dtype=object)
+    settings = {"categorical_features": ["shop"], "n_folds": 3, "max_epochs": 1, "models": ["lightgbm"]}
+    found = embedkit.evaluate(X, y, groups=groups, encodings=["embedkit", "target"], **settings)
+    assert sorted(found.scores["n_test"].unique()) == [100]
+    with pytest.raises(InputError, match="max_rows must be a whole number of at least n_folds, got -1"):
+        embedkit.evaluate(X, y, max_rows=-1, **settings)
