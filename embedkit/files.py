@@ -120,7 +120,7 @@ def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
     InputError
         If the file is not there, is of another kind, cannot be read, has no rows, or repeats a column name.
     """
-    from embedkit.serving.sources import read_whole_csv
+    from embedkit.serving.csv_files import read_whole_csv
 
     path = Path(path)
     is_csv = path.name.lower().endswith(CSV_SUFFIXES)

@@ -13,14 +13,8 @@ import pyarrow as pa
 
 from embedkit.errors import InputError, did_you_mean, first_line, repeated
 from embedkit.frames import check_unique
-from embedkit.serving.sources import (
-    Source,
-    SourceFile,
-    csv_schema,
-    fingerprint,
-    read_footer,
-    require_columns,
-)
+from embedkit.serving.csv_files import csv_schema
+from embedkit.serving.sources import Source, SourceFile, fingerprint, read_footer, require_columns
 from embedkit.serving.units import Job, Unit, embeddings_digest, output_schema, read_columns
 from embedkit.tables import EmbeddingSet
 

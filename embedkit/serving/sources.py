@@ -2,13 +2,11 @@
 
 import glob
 import hashlib
-import io
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -25,7 +23,7 @@ _VISIBLE = re.compile(r"(?:[^._/][^/]*/)*[^._/][^/]*")
 _READ_BUFFER = 1 << 20  # bytes
 _TAIL = 1 << 16  # bytes
 # What reading raises on a damaged file.
-_READ_ERRORS = (pa.ArrowException, OSError, EOFError)
+READ_ERRORS = (pa.ArrowException, OSError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def checksum(source: Source, file: SourceFile, row_groups: range, columns: Colle
                         stream.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
                         for block in _blocks(stream, chunk.total_compressed_size):
                             crc = zlib.crc32(block, crc)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(f"{file.path} cannot be read ({first_line(error)}): repair it") from error
     return crc
 
@@ -169,20 +167,9 @@ def read_footer(source: Source, file: SourceFile) -> tuple[pq.FileMetaData, pa.S
     try:
         with pq.ParquetFile(source.system.open_input_file(file.path)) as parquet:
             return parquet.metadata, parquet.schema_arrow
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{file.path} is not a readable Parquet file ({first_line(error)}): repair it"
-        ) from error
-
-
-def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType]) -> pa.Schema:
-    """Columns of a CSV file, with the given types or those that its beginning suggests."""
-    try:
-        with _open_csv(_open_text(source, file), None, types) as reader:
-            return reader.schema
-    except _READ_ERRORS as error:
-        raise InputError(
-            f"{file.path} is not a readable CSV file ({first_line(error)}): repair it"
         ) from error
 
 
@@ -222,111 +209,10 @@ def read_parquet(
                 ):
                     batch.validate(full=True)
                     yield place, batch.select(columns)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise InputError(
             f"{place} cannot be read ({first_line(error)}): repair the file and resume"
         ) from error
-
-
-def read_csv(
-    source: Source, file: SourceFile, columns: Sequence[str], types: Mapping[str, pa.DataType]
-) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """Read some columns of a CSV file as a stream of batches, and say where each is from.
-
-    Empty cells and the usual marks (NA, NULL, nan) are missing, also where they are text.
-
-    Raises
-    ------
-    InputError
-        If a cell does not fit its type, a line has too many cells, or text is not UTF-8.
-    """
-    place, number = file.path, 0
-    try:
-        stream = _CountsQuotes(_open_text(source, file))
-        with _open_csv(pa.PythonFile(stream), columns, types) as reader:
-            for number, batch in enumerate(reader):
-                yield f"{file.path}, block {number}", batch
-        if stream.quotes % 2:
-            _check_closed(file.path, _last_row(source, file))
-    except _READ_ERRORS as error:
-        place = f"{file.path}, after block {number}"
-        raise InputError(
-            f"{place} cannot be read ({first_line(error)}): repair the file and resume; or leave the column "
-            "out with columns, if it is one that is only copied: its first block decides on its type"
-        ) from error
-
-
-def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
-    """All of a local CSV file; columns that are named in `text` as text, the others as they look.
-
-    Raises
-    ------
-    InputError
-        If it ends inside a quoted cell.
-    pyarrow.ArrowException
-        If it cannot be read otherwise.
-    """
-    from pyarrow import csv
-
-    source = Source(fs.LocalFileSystem(), "csv", ())
-    file = SourceFile(path.name, str(path), 0)
-    stream = _CountsQuotes(_open_text(source, file))
-    table = csv.read_csv(
-        pa.PythonFile(stream),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            strings_can_be_null=True, column_types=dict.fromkeys(text, pa.string())
-        ),
-    )
-    if stream.quotes % 2:
-        _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
-    return table
-
-
-def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
-    """Raise InputError where the last row swallowed others, as no quote closes one of its cells.
-
-    For files with an odd number of quotes: a single one inside of a cell is a part of it.
-    """
-    cells = [cell for cells in last.to_pydict().values() for cell in cells]
-    if any(isinstance(cell, str) and "\n" in cell for cell in cells):
-        raise InputError(f"{path} ends inside a quoted cell: look for a quote that is not closed")
-
-
-def _last_row(source: Source, file: SourceFile) -> pa.RecordBatch:
-    """All cells of the last row of a CSV file, as text."""
-    with _open_csv(_open_text(source, file), None, {}) as reader:
-        types = dict.fromkeys(reader.schema.names, pa.string())
-    with _open_csv(_open_text(source, file), None, types) as reader:
-        rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
-        for batch in reader:
-            rows = batch if batch.num_rows else rows
-    return rows.slice(max(rows.num_rows - 1, 0))
-
-
-class _CountsQuotes(io.RawIOBase):
-    """A stream that counts the quotes that are read from it."""
-
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self.stream, self.quotes = stream, 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(None if size < 0 else size)
-        self.quotes += data.count(b'"')
-        return data
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
-
-
-def _open_text(source: Source, file: SourceFile) -> pa.NativeFile:
-    """A CSV file, decompressed; Arrow looks for small letters in its name."""
-    compression = "gzip" if file.path.lower().endswith(".gz") else None
-    return source.system.open_input_stream(file.path, compression=compression)
 
 
 def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence[str]) -> None:
@@ -335,21 +221,6 @@ def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence
     if missing:
         hint = did_you_mean(missing, available)
         raise InputError(f"{file.path} lacks column(s) {missing}{hint}: it has {list(available)}")
-
-
-def _open_csv(
-    stream: pa.NativeFile, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
-) -> "pa.csv.CSVStreamingReader":
-    from pyarrow import csv
-
-    options = csv.ConvertOptions(
-        column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
-    )
-    return csv.open_csv(
-        stream,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=options,
-    )
 
 
 def _resolve(location: str) -> tuple[fs.FileSystem, str]:

@@ -17,8 +17,9 @@ from embedkit import store
 from embedkit.columns import EmbeddingTable
 from embedkit.errors import InputError, first_line
 from embedkit.frames import from_numpy, numeric_block
+from embedkit.serving.csv_files import read_csv
 from embedkit.serving.output import JobFolder, PartFile, writing
-from embedkit.serving.sources import NULL_KEY, Source, SourceFile, checksum, read_csv, read_parquet
+from embedkit.serving.sources import NULL_KEY, Source, SourceFile, checksum, read_parquet
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import MISSING, UNKNOWN
 

@@ -1,0 +1,138 @@
+"""CSV files: the types of their columns, batches of their rows, and quotes that nobody closed."""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from embedkit.errors import InputError, first_line
+from embedkit.serving.sources import READ_ERRORS, Source, SourceFile
+
+
+def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType]) -> pa.Schema:
+    """Columns of a CSV file, with the given types or those that its beginning suggests."""
+    try:
+        with _open_csv(_open_text(source, file), None, types) as reader:
+            return reader.schema
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{file.path} is not a readable CSV file ({first_line(error)}): repair it"
+        ) from error
+
+
+def read_csv(
+    source: Source, file: SourceFile, columns: Sequence[str], types: Mapping[str, pa.DataType]
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Read some columns of a CSV file as a stream of batches, and say where each is from.
+
+    Empty cells and the usual marks (NA, NULL, nan) are missing, also where they are text.
+
+    Raises
+    ------
+    InputError
+        If a cell does not fit its type, a line has too many cells, or text is not UTF-8.
+    """
+    number = 0
+    try:
+        stream = _CountsQuotes(_open_text(source, file))
+        with _open_csv(pa.PythonFile(stream), columns, types) as reader:
+            for number, batch in enumerate(reader):
+                yield f"{file.path}, block {number}", batch
+        if stream.quotes % 2:
+            _check_closed(file.path, _last_row(source, file))
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{file.path}, after block {number}, cannot be read ({first_line(error)}): repair the file and "
+            "resume; or leave the column out with columns, if it is one that is only copied: its first block "
+            "decides on its type"
+        ) from error
+
+
+def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
+    """All of a local CSV file; columns that are named in `text` as text, the others as they look.
+
+    Raises
+    ------
+    InputError
+        If it ends inside a quoted cell.
+    pyarrow.ArrowException
+        If it cannot be read otherwise.
+    """
+    from pyarrow import csv
+
+    source = Source(fs.LocalFileSystem(), "csv", ())
+    file = SourceFile(path.name, str(path), 0)
+    stream = _CountsQuotes(_open_text(source, file))
+    table = csv.read_csv(
+        pa.PythonFile(stream),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            strings_can_be_null=True, column_types=dict.fromkeys(text, pa.string())
+        ),
+    )
+    if stream.quotes % 2:
+        _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
+    return table
+
+
+def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
+    """Raise InputError where the last row swallowed others, as no quote closes one of its cells.
+
+    For files with an odd number of quotes: a single one inside of a cell is a part of it.
+    """
+    cells = [cell for cells in last.to_pydict().values() for cell in cells]
+    if any(isinstance(cell, str) and "\n" in cell for cell in cells):
+        raise InputError(f"{path} ends inside a quoted cell: look for a quote that is not closed")
+
+
+def _last_row(source: Source, file: SourceFile) -> pa.RecordBatch:
+    """All cells of the last row of a CSV file, as text."""
+    with _open_csv(_open_text(source, file), None, {}) as reader:
+        types = dict.fromkeys(reader.schema.names, pa.string())
+    with _open_csv(_open_text(source, file), None, types) as reader:
+        rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
+        for batch in reader:
+            rows = batch if batch.num_rows else rows
+    return rows.slice(max(rows.num_rows - 1, 0))
+
+
+class _CountsQuotes(io.RawIOBase):
+    """A stream that counts the quotes that are read from it."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.stream, self.quotes = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(None if size < 0 else size)
+        self.quotes += data.count(b'"')
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+def _open_text(source: Source, file: SourceFile) -> pa.NativeFile:
+    """A CSV file, decompressed; Arrow looks for small letters in its name."""
+    compression = "gzip" if file.path.lower().endswith(".gz") else None
+    return source.system.open_input_stream(file.path, compression=compression)
+
+
+def _open_csv(
+    stream: pa.NativeFile, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
+) -> "pa.csv.CSVStreamingReader":
+    from pyarrow import csv
+
+    options = csv.ConvertOptions(
+        column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
+    )
+    return csv.open_csv(
+        stream,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=options,
+    )
