@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from embedkit.learning.learned import Task
     from embedkit.learning.streaming import Stream
 
-_FOOTER_THREADS = 16
-
 
 def has_names(X: Any) -> bool:
     """Whether X is a frame whose columns have names; as in scikit-learn, numbers are no names."""
@@ -155,7 +153,9 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
 
 def _warn_of_gaps(dataset: "Dataset") -> None:
     """Warn of files that lack columns which others have: what is missing there may have been renamed."""
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+    from embedkit.serving.sources import FOOTER_THREADS
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         fragments = list(dataset.get_fragments())
         schemas = pool.map(lambda fragment: fragment.physical_schema, fragments)
         names = [frozenset(name for name in schema.names if not is_index(name)) for schema in schemas]

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -14,7 +15,7 @@ from embedkit.serving.sources import READ_ERRORS, Source, SourceFile
 def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType]) -> pa.Schema:
     """Columns of a CSV file, with the given types or those that its beginning suggests."""
     try:
-        with _open_csv(_open_text(source, file), None, types) as reader:
+        with _open_csv(_open_text(source.system, file.path), None, types) as reader:
             return reader.schema
     except READ_ERRORS as error:
         raise InputError(
@@ -36,7 +37,7 @@ def read_csv(
     """
     number = 0
     try:
-        stream = _CountsQuotes(_open_text(source, file))
+        stream = _CountsQuotes(_open_text(source.system, file.path))
         with _open_csv(pa.PythonFile(stream), columns, types) as reader:
             for number, batch in enumerate(reader):
                 yield f"{file.path}, block {number}", batch
@@ -62,16 +63,8 @@ def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
     """
     from pyarrow import csv
 
-    source = Source(fs.LocalFileSystem(), "csv", ())
-    file = SourceFile(path.name, str(path), 0)
-    stream = _CountsQuotes(_open_text(source, file))
-    table = csv.read_csv(
-        pa.PythonFile(stream),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            strings_can_be_null=True, column_types=dict.fromkeys(text, pa.string())
-        ),
-    )
+    stream = _CountsQuotes(_open_text(fs.LocalFileSystem(), str(path)))
+    table = csv.read_csv(pa.PythonFile(stream), **_options(None, dict.fromkeys(text, pa.string())))
     if stream.quotes % 2:
         _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
     return table
@@ -89,9 +82,9 @@ def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
 
 def _last_row(source: Source, file: SourceFile) -> pa.RecordBatch:
     """All cells of the last row of a CSV file, as text."""
-    with _open_csv(_open_text(source, file), None, {}) as reader:
+    with _open_csv(_open_text(source.system, file.path), None, {}) as reader:
         types = dict.fromkeys(reader.schema.names, pa.string())
-    with _open_csv(_open_text(source, file), None, types) as reader:
+    with _open_csv(_open_text(source.system, file.path), None, types) as reader:
         rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
         for batch in reader:
             rows = batch if batch.num_rows else rows
@@ -117,10 +110,9 @@ class _CountsQuotes(io.RawIOBase):
         super().close()
 
 
-def _open_text(source: Source, file: SourceFile) -> pa.NativeFile:
+def _open_text(system: fs.FileSystem, path: str) -> pa.NativeFile:
     """A CSV file, decompressed; Arrow looks for small letters in its name."""
-    compression = "gzip" if file.path.lower().endswith(".gz") else None
-    return source.system.open_input_stream(file.path, compression=compression)
+    return system.open_input_stream(path, compression="gzip" if path.lower().endswith(".gz") else None)
 
 
 def _open_csv(
@@ -128,11 +120,14 @@ def _open_csv(
 ) -> "pa.csv.CSVStreamingReader":
     from pyarrow import csv
 
-    options = csv.ConvertOptions(
+    return csv.open_csv(stream, **_options(columns, types))
+
+
+def _options(columns: Sequence[str] | None, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    """How all CSV files are read."""
+    from pyarrow import csv
+
+    convert = csv.ConvertOptions(
         column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
     )
-    return csv.open_csv(
-        stream,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=options,
-    )
+    return {"parse_options": csv.ParseOptions(newlines_in_values=True), "convert_options": convert}

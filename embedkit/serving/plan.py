@@ -14,12 +14,16 @@ import pyarrow as pa
 from embedkit.errors import InputError, did_you_mean, first_line, repeated
 from embedkit.frames import check_unique
 from embedkit.serving.csv_files import csv_schema
-from embedkit.serving.sources import Source, SourceFile, fingerprint, read_footer, require_columns
+from embedkit.serving.sources import (
+    FOOTER_THREADS,
+    Source,
+    SourceFile,
+    fingerprint,
+    read_footer,
+    require_columns,
+)
 from embedkit.serving.units import Job, Unit, embeddings_digest, output_schema, read_columns
 from embedkit.tables import EmbeddingSet
-
-# Footers are small: waiting for the file system, not reading, is what takes time.
-_FOOTER_THREADS = 16
 
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 
@@ -99,7 +103,7 @@ def _inspect(source: Source, types: dict[str, pa.DataType]) -> list[_FileInfo]:
             groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
             return _FileInfo(file, schema, groups, fingerprint(source, file, footer.serialized_size))
 
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         return list(pool.map(look, source.files))
 
 

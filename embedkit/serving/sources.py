@@ -15,6 +15,8 @@ from pyarrow import fs
 
 from embedkit.errors import InputError, did_you_mean, first_line
 
+# Footers are small: waiting for the file system, not reading, is what takes time.
+FOOTER_THREADS = 16
 #: Directory name that stands for a null partition key, as in Hive.
 NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
 
