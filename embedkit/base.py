@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import (
 )
 
 from embedkit.errors import InputError, require
+from embedkit.folds import check_cross_fit
 from embedkit.inputs import check_repeatable, has_names, is_stream, task_of_rows, task_of_stream
 from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
@@ -329,12 +331,23 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             field.name: getattr(self, field.name) for field in fields(Settings) if hasattr(self, field.name)
         }
         sizes = params["hidden_layer_sizes"]
-        params["hidden_layer_sizes"] = tuple(sizes) if np.iterable(sizes) else (sizes,)
-        params["schedule_options"] = dict(params["schedule_options"] or {})
+        is_list = np.iterable(sizes) and not isinstance(sizes, (str, bytes, Mapping))
+        params["hidden_layer_sizes"] = tuple(sizes) if is_list else (sizes,)
+        if params["schedule_options"] is None:
+            params["schedule_options"] = {}
+        if not isinstance(self.verbose, (Integral, np.bool_)) or self.verbose < 0:
+            raise InputError(f"verbose must be a whole number of at least 0, got {self.verbose!r}")
+        check_cross_fit(self.cross_fit)
         return Settings(**params, seed=self._seed(), progress=self.verbose > 0)
 
     def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+        try:
+            return int(check_random_state(self.random_state).randint(2**31 - 1))
+        except ValueError:
+            raise InputError(
+                "random_state must be a whole number from 0 to 2**32 - 1, a RandomState or None, "
+                f"got {self.random_state!r}"
+            ) from None
 
     @contextmanager
     def _put_back_if_it_fails(self) -> Iterator[None]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from embedkit.errors import InputError
 from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import UNKNOWN
@@ -53,8 +52,6 @@ def plan_folds(task: "Task", cross_fit: Any, groups: Any) -> tuple[Folds | None,
     groups = None if groups is None else check_groups(groups, len(targets))
     if not isinstance(cross_fit, str):
         return make_folds(cross_fit, targets, groups, seed), ""
-    if cross_fit != "auto":
-        raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
     present = rows_present(task.sample_weight, len(targets))
     n_rows = int(present.sum())
     if n_rows < MIN_ROWS:

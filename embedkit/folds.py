@@ -31,6 +31,16 @@ class Folds:
     excluded: np.ndarray
 
 
+def check_cross_fit(cross_fit: Any) -> None:
+    """Raise InputError where a parameter `cross_fit` says nothing about folds."""
+    if isinstance(cross_fit, (str, bytes, bool)):  # the first two can split, too
+        known = cross_fit is False or cross_fit == "auto"
+    else:
+        known = isinstance(cross_fit, (int, np.integer)) or hasattr(cross_fit, "split")
+    if not known:
+        raise InputError(f"cross_fit must be 'auto', False, a number or a splitter, got {cross_fit!r}")
+
+
 def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
     """Folds from a number or a splitter.
 
@@ -50,17 +60,13 @@ def make_folds(cross_fit: Any, y: np.ndarray, groups: Any, seed: int) -> Folds:
     from sklearn.model_selection import GroupKFold, KFold
 
     n_rows = len(y)
-    if isinstance(cross_fit, (int, np.integer)) and not isinstance(cross_fit, bool):
+    check_cross_fit(cross_fit)
+    if isinstance(cross_fit, (int, np.integer)):
         most, what = (n_rows, "rows") if groups is None else (len(np.unique(groups)), "groups")
         if not 2 <= cross_fit <= most:
             raise InputError(f"cross_fit must be at least 2 and at most {most} {what}, got {cross_fit}")
         kind = KFold if groups is None else GroupKFold
         cross_fit = kind(int(cross_fit), shuffle=True, random_state=seed)
-    if not hasattr(cross_fit, "split"):
-        raise InputError(
-            "cross_fit must be 'auto', False, a number of folds or a splitter of scikit-learn, "
-            f"got {cross_fit!r}"
-        )
     test = np.full(n_rows, -1)
     learned_from = []
     for fold, (train, held) in enumerate(cross_fit.split(np.empty((n_rows, 1)), y, groups)):

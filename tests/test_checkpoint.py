@@ -178,8 +178,9 @@ def test_where_no_checkpoint_can_be(tmp_path: Path) -> None:
         model().fit(*sales(), checkpoint=tmp_path / "file")
     with pytest.raises(InputError, match="needs a random_state that is a number, got None"):
         model(random_state=None).fit(*sales(), checkpoint=tmp_path)
-    with pytest.raises(InputError, match="checkpoint_seconds must be"):
-        model().fit(*sales(), checkpoint=tmp_path, checkpoint_seconds=-1)
+    for seconds in (-1, "soon"):
+        with pytest.raises(InputError, match="checkpoint_seconds must be"):
+            model().fit(*sales(), checkpoint=tmp_path, checkpoint_seconds=seconds)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_in_order_of_time_nothing_later_is_learned_from():
     [
         (1, "cross_fit must be at least 2"),
         (101, "at most 100 rows"),
-        (True, "a number of folds or a splitter"),
+        (True, "must be 'auto', False, a number or a splitter, got True"),
         (ShuffleSplit(3, random_state=0), "tests a row twice"),
     ],
 )

@@ -1,6 +1,8 @@
 """The contract with scikit-learn."""
 
+import inspect
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -393,6 +395,31 @@ def test_bad_parameters_are_one_line_that_names_them(shops, name):
         with pytest.raises(InputError, match=message) as error:
             EntityEmbeddingEncoder(**{**FAST, name: value}).fit(data, y)
         assert "\n" not in str(error.value)
+
+
+WRONG = ["no", "200", None, -1, 1.5, np.nan, np.array([1, 2]), {1: 2}, {"T_mult": "x"}, b"x", object()]
+SOUND = {
+    **dict.fromkeys(["min_frequency", "max_categories", "schedule_options", "random_state"], "None"),
+    **dict.fromkeys(["shrinkage", "weight_decay", "max_lr"], "1.5"),
+    "cross_fit": "-1",  # the number of rows that it is held against is known in fit_transform
+    "hidden_layer_sizes": "array([1, 2])",
+}
+
+
+@pytest.mark.parametrize("name", inspect.signature(EntityEmbeddingEncoder).parameters)
+def test_values_of_a_wrong_kind_are_one_line_that_names_the_parameter_and_what_was_found(shops, name):
+    for value in WRONG:
+        found = repr(value)
+        if found != SOUND.get(name):
+            with pytest.raises(InputError, match=rf"(?s)^{name} .*({re.escape(found)}|names \[)") as error:
+                EntityEmbeddingEncoder(**{**FAST, name: value}).fit(*shops)
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu:x", 3])
+def test_devices_that_are_not_there(shops, device):
+    with pytest.raises(InputError, match=f"device must be 'auto' or a torch device.*, got {device!r}"):
+        EntityEmbeddingEncoder(device=device, **FAST).fit(*shops)
 
 
 def test_a_name_that_does_not_come_out_is_no_clash(shops):

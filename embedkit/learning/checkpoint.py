@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Checkpoint:
     def __init__(
         self, directory: str | os.PathLike, fingerprint: Mapping[str, Any], seconds: float = 60.0
     ) -> None:
-        if not seconds >= 0:
+        if not (isinstance(seconds, Real) and seconds >= 0):
             raise InputError(f"checkpoint_seconds must be a number of at least 0, got {seconds!r}")
         self.path = Path(directory) / FILE
         self.fingerprint, self.seconds = dict(fingerprint), seconds

@@ -1,6 +1,6 @@
 """What goes into learning and what comes out of it: plain numbers and arrays, readable without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from embedkit.columns import EmbeddingTable, NumericColumn
 from embedkit.errors import InputError
 from embedkit.learning.lr_finder import LRFinderResult
 from embedkit.learning.numeric import NUMERIC_OUTPUTS, NumericInputs
+from embedkit.learning.schedules import SCHEDULES
 from embedkit.learning.targets import Head
 from embedkit.roles import Roles
 
@@ -20,6 +21,62 @@ if TYPE_CHECKING:
     from embedkit.learning.streaming import Stream
 
 PRECISIONS = ("float32", "bfloat16")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value == "auto"  # an array has no one answer
+
+
+def _is_options(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return all(isinstance(name, str) and _is_number(option) for name, option in value.items())
+
+
+def _one_of(names: Iterable[str]) -> tuple[str, Callable[[Any], bool]]:
+    return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
+
+
+_FRACTION = "at least 0 and less than 1", lambda value: _is_number(value) and 0 <= value < 1
+_FINITE = "a finite number of at least 0", lambda value: _is_number(value) and 0 <= value < np.inf
+_SWITCH = "True or False", lambda value: isinstance(value, (bool, np.bool_))
+_COUNT = "a whole number of at least 1", _is_count
+# What each setting must be, in words, and whether a value is; others are checked where they are used.
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "numeric": _one_of(NUMERIC_OUTPUTS),
+    "hidden_layer_sizes": ("whole numbers of at least 1", lambda sizes: all(map(_is_count, sizes))),
+    "dropout": _FRACTION,
+    "embedding_dropout": _FRACTION,
+    "unknown_fraction": _FRACTION,
+    "shrinkage": _FINITE,
+    "min_reliability": _FRACTION,
+    "ranks": _SWITCH,
+    "hidden_fraction": _FRACTION,
+    "weight_decay": _FINITE,
+    "max_lr": (
+        "'auto' or a positive number",
+        lambda value: _is_auto(value) or (_is_number(value) and 0 < value < np.inf),
+    ),
+    "schedule": _one_of(SCHEDULES),
+    "schedule_options": ("a dict of names and numbers", _is_options),
+    "batch_size": (
+        "'auto' or a whole number of at least 2",
+        lambda value: _is_auto(value) or _is_count(value, least=2),
+    ),
+    "precision": _one_of(PRECISIONS),
+    "max_epochs": _COUNT,
+    "early_stopping": _SWITCH,
+    "validation_fraction": ("between 0 and 1", lambda value: _is_number(value) and 0 < value < 1),
+    "n_iter_no_change": _COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -53,28 +110,10 @@ class Settings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        fractions = ("dropout", "embedding_dropout", "unknown_fraction", "min_reliability", "hidden_fraction")
-        for name in fractions:
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
-        if self.numeric not in NUMERIC_OUTPUTS:
-            raise InputError(f"numeric must be one of {', '.join(NUMERIC_OUTPUTS)}, got {self.numeric!r}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        for name in ("shrinkage", "weight_decay"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}")
-        if not _is_number(self.validation_fraction) or not 0 < self.validation_fraction < 1:
-            raise InputError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}")
-        for name in ("max_epochs", "n_iter_no_change"):
-            _check_count(name, getattr(self, name))
-        if self.batch_size != "auto":
-            _check_count("batch_size", self.batch_size, least=2)
-        if self.max_lr != "auto" and not (_is_number(self.max_lr) and 0 < self.max_lr < np.inf):
-            raise InputError(f"max_lr must be 'auto' or a positive number, got {self.max_lr!r}")
-        for units in self.hidden_layer_sizes:
-            _check_count("hidden_layer_sizes", units)
-
+        for name, (expected, is_right) in RULES.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                raise InputError(f"{name} must be {expected}, got {value!r}")
         fixed = sorted({"max_lr", "total_steps", "steps_per_epoch"} & self.schedule_options.keys())
         if fixed:
             raise InputError(
@@ -87,15 +126,6 @@ class Settings:
         if isinstance(chosen, Mapping):
             chosen = chosen.get(feature, "auto")
         return not isinstance(chosen, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: Any, least: int = 1) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True, eq=False)

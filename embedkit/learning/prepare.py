@@ -161,16 +161,19 @@ def _check_names(
             )
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """ "auto" is the GPU where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if not isinstance(device, (str, torch.device)):
+            raise TypeError  # torch takes a number for a GPU
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = torch.device(device)
-    except RuntimeError as error:
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {device!r} was asked for, but torch finds no GPU: use 'auto' or 'cpu'")
+        torch.zeros(1, device=chosen).item()  # torch knows names of devices that are not there
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"device must be 'auto' or a torch device such as 'cpu', got {device!r}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r} was asked for, but torch finds no GPU: use 'auto' or 'cpu'")
     return chosen
 
 

@@ -166,7 +166,7 @@ def make_heads(
     InputError
         If a target is missing somewhere, infinite, all one value, or does not fit `target_type`.
     """
-    if target_type not in TARGET_TYPES:
+    if not isinstance(target_type, str) or target_type not in TARGET_TYPES:
         raise InputError(f"target_type must be one of {', '.join(TARGET_TYPES)}, got {target_type=}")
     if twice := repeated(names):
         raise InputError(f"targets must have names of their own, found more than once: {twice}")
