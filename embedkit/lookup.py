@@ -94,19 +94,36 @@ class LookupMixin(TransformerMixin, FrameMixin):
         Parameters
         ----------
         input_features : sequence of str, optional
-            Checked against the columns seen in `fit`, as in scikit-learn.
+            As in scikit-learn: checked against the names of the columns seen in `fit`, or, if these had none
+            (``x0``, ``x1`` and so on), used in their place.
+
+        Raises
+        ------
+        InputError
+            If they are not the names seen in `fit`, or not as many.
         """
         check_is_fitted(self)
+        renamed = {}
         if input_features is not None:
+            given = np.asarray(input_features, dtype=object).ravel().tolist()
             known = getattr(self, "feature_names_in_", None)
-            if known is not None and list(input_features) != list(known):
+            if known is not None and given != list(known):
                 raise InputError("input_features is not equal to feature_names_in_")
-            if len(input_features) != self.n_features_in_:
+            if len(given) != self.n_features_in_:
                 raise InputError(
                     "input_features should have length equal to number of features "
-                    f"({self.n_features_in_}), got {len(input_features)}"
+                    f"({self.n_features_in_}), got {len(given)}"
                 )
-        return np.array(self.embeddings_.feature_names_out, dtype=object)
+            if known is None:
+                own = zip(self._array_names(len(given)), given, strict=True)
+                renamed = {name: new for i, (name, new) in enumerate(own) if name == f"x{i}"}
+        parts = (*self.embeddings_.values(), *self.embeddings_.numerics)
+        names = [
+            f"{renamed.get(part.feature, part.feature)}{name.removeprefix(part.feature)}"
+            for part in parts
+            for name in part.feature_names_out
+        ]
+        return np.array(names, dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -256,6 +256,22 @@ def test_a_number_far_out_does_not_break_the_network(shops, far):
     np.testing.assert_allclose(found.sum(axis=1), 1)
 
 
+def test_names_of_what_comes_out_are_made_of_names_given_for_an_array(shops):
+    X, y = shops
+    array = X[["city", "open"]].to_numpy(dtype=object)
+    learned = EntityEmbeddingEncoder(embedding_dim=2, **FAST).fit(array, y)
+    assert list(learned.get_feature_names_out()) == ["x0_0", "x0_1", "x1_0", "x1_1"]
+    assert list(learned.get_feature_names_out(np.array(["a", "b"]))) == ["a_0", "a_1", "b_0", "b_1"]
+    for names in (["a"], ["a", "b", "c"], "ab", 3):
+        with pytest.raises(InputError, match=r"length equal to number of features \(2\), got"):
+            learned.get_feature_names_out(names)
+    named = EntityEmbeddingEncoder(embedding_dim=2, **FAST).fit(X[["city", "open"]], y)
+    with pytest.raises(InputError, match="input_features is not equal to feature_names_in_"):
+        named.get_feature_names_out(["open", "city"])
+    stored = PretrainedEmbeddingEncoder(named.embeddings_).fit(array)  # its columns have names
+    assert list(stored.get_feature_names_out(["a", "b"])) == ["city_0", "city_1", "open_0", "open_1"]
+
+
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 def test_an_array_after_a_frame_has_the_columns_of_the_frame(shops):
     X, y = shops
