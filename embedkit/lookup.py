@@ -30,7 +30,7 @@ class FrameMixin:
         if has_names(X):
             # Before scikit-learn sees it, whose error on repeated names has many lines.
             table = to_table(X, as_strings=as_strings)
-            _check_feature_names(self, X, reset=reset)
+            _check_feature_names(self, table, reset=reset)  # whose names are str, also those of numpy
             _check_n_features(self, table, reset=reset)
             if not reset and not hasattr(self, "feature_names_in_"):
                 table = table.rename_columns(list(self._array_names(table.num_columns)))

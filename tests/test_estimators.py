@@ -239,6 +239,26 @@ def test_a_record_batch_is_a_frame(shops):
         encoder.transform(swapped)
 
 
+def test_names_of_numpy_are_names(shops, tmp_path):
+    X, y = shops
+    expected = EntityEmbeddingEncoder(**FAST).fit(X, y)
+    renamed = X.set_axis(pd.Index(list(map(np.str_, X.columns)), dtype=object), axis=1)
+    learned = EntityEmbeddingEncoder(**FAST).fit(renamed, y)
+    np.testing.assert_array_equal(learned.transform(renamed), expected.transform(X))
+    assert list(learned.feature_names_in_) == list(X.columns)
+    learned.save(tmp_path / "set")
+    np.testing.assert_array_equal(
+        EntityEmbeddingEncoder.load(tmp_path / "set").transform(renamed), expected.transform(X)
+    )
+
+
+def test_targets_of_a_record_batch_have_names(shops):
+    X, _ = shops
+    y = pa.record_batch({"low": X["area"], "high": 1000 - 10 * X["area"]})
+    learned = EntityEmbeddingRegressor(**FAST).fit(X, y)
+    assert [head.name for head in learned._learned.heads] == ["low", "high"]
+
+
 def test_columns_of_a_frame_without_names_are_what_their_types_say(shops):
     X, y = shops
     encoder = EntityEmbeddingEncoder(**FAST).fit(X.set_axis(range(X.shape[1]), axis=1), y)

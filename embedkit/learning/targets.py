@@ -251,7 +251,7 @@ def as_targets(y: Any) -> tuple[np.ndarray, list[str], bool]:
     single : bool
         Whether `y` was one-dimensional.
     """
-    y = y.to_pandas() if isinstance(y, pa.Table) else y
+    y = y.to_pandas() if isinstance(y, (pa.Table, pa.RecordBatch)) else y
     name = getattr(y, "name", None)
     columns = getattr(y, "columns", None)
     if columns is not None and hasattr(y, "to_numpy"):
