@@ -37,11 +37,13 @@ class FrameMixin:
         else:
             if isinstance(X, (list, tuple)):  # of which numpy would make texts where one cell is text
                 X = np.array(X, dtype=object)
-            X = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
+            array = validate_data(self, X, reset=reset, dtype=None, ensure_all_finite="allow-nan")
             names = getattr(self, "feature_names_in_", None)
             if reset or names is None:
-                names = self._array_names(X.shape[1])
+                names = self._array_names(array.shape[1])
             names = [str(name) for name in names]
+            # Columns of a frame have types of their own: one for all could not tell large ids apart.
+            X = X.set_axis(names, axis=1) if hasattr(X, "set_axis") else array
             table = to_table(X, feature_names=names, as_strings=as_strings)
         if table.num_rows == 0:
             raise InputError("Found array with 0 sample(s) (rows): at least 1 row is required")

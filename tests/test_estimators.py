@@ -239,6 +239,18 @@ def test_a_record_batch_is_a_frame(shops):
         encoder.transform(swapped)
 
 
+def test_large_ids_in_a_frame_without_names_stay_different():
+    ids = 2**53 + np.arange(60) % 5
+    whole = pd.DataFrame({0: ids, 1: np.arange(60) % 2 / 2})
+    missing = pd.DataFrame({0: pd.array([*ids, None], dtype="Int64"), 1: 1})
+    unsigned = pd.DataFrame({0: ids.astype(np.uint64), 1: -ids})
+    for frame in (whole, missing, unsigned, whole.to_numpy(dtype=object).tolist()):
+        encoder = EntityEmbeddingEncoder(**FAST).fit(frame, np.arange(len(frame)))
+        assert encoder.categories_[0].tolist() == sorted(set(ids.tolist()))
+        assert encoder.embeddings_["x0"].counts[2:].tolist() == [12] * 5
+        assert encoder.transform(frame).shape == (len(frame), len(encoder.get_feature_names_out()))
+
+
 def test_names_of_numpy_are_names(shops, tmp_path):
     X, y = shops
     expected = EntityEmbeddingEncoder(**FAST).fit(X, y)
