@@ -43,7 +43,8 @@ class _NetworkMixin:
         Returns
         -------
         ndarray of shape (n_rows,) or (n_rows, n_targets)
-            Class labels, or numbers in units of the target.
+            Class labels, or numbers in units of the target. Of the first shape if `y` in `fit` had one
+            dimension; a frame of one target is of shape (n_rows, 1), and so is what is predicted.
         """
         check_is_fitted(self)
         outputs = self._outputs(self._read(X, reset=False))
