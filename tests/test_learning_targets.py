@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedkit import InputError
-from embedkit.learning.targets import Head, as_targets, make_heads
+from embedkit.learning.targets import Head, as_targets, encode_targets, make_heads
 
 
 def heads_of(y, target_type="auto", sample_weight=None):
@@ -188,3 +188,14 @@ def test_text_for_a_number_is_one_line():
     for use in (head.encode, lambda y: head.losses(np.zeros((1, 1)), y)):
         with pytest.raises(InputError, match="target 'y' must hold numbers, found <U1: cast it"):
             use(np.array(["a"]))
+
+
+@pytest.mark.parametrize("y", [[1.5, 2.5, 3.5, np.nan], ["a", "b", "c", None], [1.5, 2.5, 3.5, np.inf]])
+def test_errors_count_the_rows_of_weight_0(y):
+    weights = np.array([1.0, 0.0, 1.0, 1.0])
+    y = np.array(y, dtype=float if isinstance(y[0], float) else object)[:, None]
+    with pytest.raises(InputError, match=r"in 1 row\(s\), the first is row 3: "):
+        make_heads(y, ["y"], "auto", weights)
+    head = Head("y", "binary", np.array(["a", "b"]))
+    with pytest.raises(InputError, match="has the class 'c' in row 2, which was not learned"):
+        encode_targets([head], np.array([["a"], ["d"], ["c"], ["b"]]), weights > 0)

@@ -45,8 +45,10 @@ class Head:
         """Units in the network's last layer."""
         return len(self.classes) if self.kind == "multiclass" else 1
 
-    def encode(self, y: np.ndarray) -> np.ndarray:
+    def encode(self, y: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """What the network sees: standardised numbers or class indices, float32 of shape (n_rows,).
+
+        `rows` are the numbers of the rows, for errors.
 
         Raises
         ------
@@ -62,8 +64,9 @@ class Head:
         except (TypeError, ValueError):  # text that is no number
             strange = np.arange(len(y))
         if len(strange):
+            row = strange[0] if rows is None else rows[strange[0]]
             raise InputError(
-                f"target {self.name!r} has the class {str(y[strange[0]])!r} in row {strange[0]}, which was "
+                f"target {self.name!r} has the class {str(y[strange[0]])!r} in row {row}, which was "
                 f"not learned: the classes are {self.classes.tolist()}"
             )
         return codes.astype(np.float32)
@@ -136,7 +139,7 @@ def encode_targets(heads: Sequence[Head], y: np.ndarray, present: np.ndarray) ->
     """
     targets = np.zeros((len(y), len(heads)), dtype=np.float32)
     for i, head in enumerate(heads):
-        targets[present, i] = head.encode(y[present, i])
+        targets[present, i] = head.encode(y[present, i], np.flatnonzero(present))
     return targets
 
 
@@ -172,27 +175,26 @@ def make_heads(
         raise InputError(f"targets must have names of their own, found more than once: {twice}")
     if sample_weight is None:
         sample_weight = np.ones(len(y))
-    present = sample_weight > 0
-    return tuple(
-        _make_head(y[present, i], name, target_type, sample_weight[present]) for i, name in enumerate(names)
-    )
+    return tuple(_make_head(y[:, i], name, target_type, sample_weight) for i, name in enumerate(names))
 
 
 def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.ndarray) -> Head:
+    rows = np.flatnonzero(sample_weight > 0)
+    y, sample_weight = y[rows], sample_weight[rows]
     y = _narrow(y) if y.dtype == object else y  # one of several columns of different kinds
     numeric = y.dtype.kind in "iuf"
     if numeric and not np.isfinite(y).all():
         bad = np.flatnonzero(~np.isfinite(y))
         what = "missing" if np.isnan(y[bad]).all() else "NaN or infinity"
         raise InputError(
-            f"target {name!r} is {what} in {len(bad)} row(s), the first is row {bad[0]}: "
+            f"target {name!r} is {what} in {len(bad)} row(s), the first is row {rows[bad[0]]}: "
             "input y contains NaN or infinity; drop these rows"
         )
     if not numeric:
         missing = np.flatnonzero(pd.isna(y))
         if len(missing):
             raise InputError(
-                f"target {name!r} is missing in {len(missing)} row(s), the first is row {missing[0]}: "
+                f"target {name!r} is missing in {len(missing)} row(s), the first is row {rows[missing[0]]}: "
                 "input y contains NaN; drop these rows"
             )
     try:
