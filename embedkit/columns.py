@@ -129,8 +129,8 @@ class EmbeddingTable:
         return self.vectors.take(self.encode(column), axis=0)
 
     def vector(self, value: Any) -> np.ndarray:
-        """Vector of one value, shape (embedding_dim,); None is missing, and a value never seen is unknown."""
-        return self.transform(pa.array([value], from_pandas=True))[0]
+        """Vector of one value, shape (embedding_dim,): that which `transform` gives to a column of it."""
+        return self.transform([value])[0]
 
     def neighbors(self, value: Any, k: int = 5) -> "pd.DataFrame":
         """Find the categories nearest to a category.
@@ -154,9 +154,9 @@ class EmbeddingTable:
         """
         import pandas as pd
 
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
-        (code,) = self.encode(pa.array([value], from_pandas=True))
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise InputError(f"k must be a whole number of at least 1, got {k!r}")
+        (code,) = self.encode([value])
         labels = self.vocabulary.labels()
         if code == UNKNOWN:
             hint = did_you_mean([str(value)], labels[FIRST:])

@@ -1,7 +1,9 @@
 """Lookup, neighbours and the Arrow layout of learned tables."""
 
+import datetime as dt
 import pickle
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -290,6 +292,33 @@ def test_vector_and_transform_of_one_column(stores):
         stores.vector("7")
 
 
+@pytest.mark.parametrize(
+    ("categories", "value", "found"),
+    [
+        (["(0, 1]", "2020-01"], pd.Period("2020-01"), 3),
+        (["(0, 1]", "2020-01"], pd.Interval(0, 1), 2),
+        (["1", "2"], 10**30, 1),
+        ([1, 2], np.datetime64("NaT"), 0),
+        ([1, 2], Decimal(2), 3),
+        ([dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, 12)], dt.date(2020, 1, 1), 2),
+        ([dt.time(1), dt.time(2)], dt.time(2), 3),
+        ([1, 2], pd.Period("2020-01"), "column 'c' was int64 when learned, is string now"),
+        ([1, 2], 10**30, "column 'c' was int64 when learned, is string now"),
+        ([1, 2], 1j, "column 'c' was int64 when learned, is string now"),
+        ([dt.time(1)], np.datetime64("2020-01-01"), "column 'c' was time"),
+    ],
+)
+def test_a_value_of_any_type_is_that_of_a_column_of_it(categories, value, found):
+    table = make_table("c", categories, 2)
+    if isinstance(found, str):
+        for look_up in (table.vector, table.neighbors):
+            with pytest.raises(InputError, match=found):
+                look_up(value)
+    else:
+        np.testing.assert_array_equal(table.vector(value), table.vectors[found])
+        np.testing.assert_array_equal(table.vector(value), table.transform([value])[0])
+
+
 def test_neighbors_by_hand(stores):
     found = stores.neighbors(7)
     assert found.columns.tolist() == ["category", "distance", "count"]
@@ -302,6 +331,9 @@ def test_neighbors_by_hand(stores):
 
 
 def test_neighbors_of_no_category(stores):
+    for k in (0, 1.5, "2", None):
+        with pytest.raises(InputError, match="k must be a whole number of at least 1, got"):
+            stores.neighbors(7, k)
     with pytest.raises(InputError, match="column 'Store' has no category 1234"):
         stores.neighbors(1234)
     with pytest.raises(InputError, match=r"column 'c' has no category 'Koln' \(did you mean 'Köln'\?\)"):
