@@ -371,7 +371,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         """The fitted attributes, from what was learned."""
         learned = self._learned
         self.embeddings_ = embeddings
-        self.categories_ = [table.categories.to_numpy(zero_copy_only=False) for table in learned.tables]
+        self.categories_ = [table.vocabulary.to_numpy() for table in learned.tables]
         self.history_ = learned.history.epochs
         self.learning_rates_ = learned.history.lrs
         self.lr_finder_ = learned.lr_finder

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import as_numpy, from_numpy, to_column, type_family
+from embedkit.frames import as_numpy, from_numpy, to_column, to_list, type_family
 from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class EmbeddingTable:
         listed[:FIRST] = self.counts[:FIRST] > 0
         listed[code] = False
         nearest = np.flatnonzero(listed)[np.argsort(distances[listed], kind="stable")[:k]]
-        values = [*labels[:FIRST], *self.categories.to_pylist()]
+        values = [*labels[:FIRST], *to_list(self.categories)]
         return pd.DataFrame(
             {
                 "category": [values[row] for row in nearest],

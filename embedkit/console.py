@@ -319,7 +319,7 @@ def _parse(table: "EmbeddingTable", text: str) -> Any:
 
     try:
         return pa.array([text]).cast(table.categories.type)[0].as_py()
-    except pa.ArrowException:
+    except (pa.ArrowException, OverflowError, ValueError):
         raise InputError(
             f"column {table.feature!r} holds {table.categories.type}, which {text!r} is not: "
             "give a category as inspect lists it"

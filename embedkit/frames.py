@@ -185,6 +185,17 @@ def weight_column(table: pa.Table, name: str) -> np.ndarray:
     return weights
 
 
+def to_list(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Cells as objects of Python, or as text where these cannot hold them: nanoseconds, the year 10000."""
+    exact = column
+    try:
+        if column.type == pa.time64("ns"):  # of which Python would drop the nanoseconds without a word
+            exact = column.cast(pa.time64("us"))
+        return exact.to_pylist()
+    except (OverflowError, ValueError):
+        return column.cast(pa.string()).to_pylist()
+
+
 def as_numpy(array: pa.Array, null: float = 0) -> np.ndarray:
     """Integers or floats as numpy, with `null` in the place of nulls.
 

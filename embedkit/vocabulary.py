@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedkit.errors import InputError, first_line
-from embedkit.frames import as_numpy, from_numpy, is_null, type_family
+from embedkit.frames import as_numpy, from_numpy, is_null, to_list, type_family
 
 #: Code of a missing value.
 MISSING = 0
@@ -180,9 +180,15 @@ class Vocabulary:
             )
         return self.categories.take(pa.array(codes - FIRST, mask=codes < FIRST))
 
+    def to_numpy(self) -> np.ndarray:
+        """The categories as an array; of objects where numpy has no such type."""
+        if pa.types.is_time(self.categories.type):
+            return np.array(to_list(self.categories), dtype=object)
+        return self.categories.to_numpy(zero_copy_only=False)
+
     def labels(self) -> list[str]:
         """Name every code for display: ``"(missing)"``, ``"(unknown)"``, then the categories as text."""
-        return ["(missing)", "(unknown)", *map(str, self.categories.to_pylist())]
+        return ["(missing)", "(unknown)", *map(str, to_list(self.categories))]
 
     def _comparable(self, values: pa.Array) -> tuple[pa.Array, pa.Array]:
         """Values and categories in one type, that which was learned if no value changes by it."""

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from embedkit.errors import InputError
+from embedkit.frames import to_list
 
 if TYPE_CHECKING:
     from embedkit.learning.targets import Head
@@ -32,7 +34,7 @@ def top_losses(estimator: "Predictor", X: Any, y: Any, k: int = 20) -> pd.DataFr
     worst = table.take(rows)
     inputs = {}
     for part in estimator._learned.tables:
-        inputs[part.feature] = worst[part.feature].to_pandas()
+        inputs[part.feature] = _cells(worst[part.feature])
         inputs[f"{part.feature}_count"] = part.counts[part.encode(worst[part.feature])]
     for name in estimator._learned.inputs.features:
         inputs[name] = worst[name].to_pandas()
@@ -66,6 +68,13 @@ def category_losses(estimator: "Predictor", X: Any, y: Any) -> pd.DataFrame:
         )
     found = pd.concat(frames, ignore_index=True)
     return found.sort_values("excess_loss", ascending=False, kind="stable", ignore_index=True)
+
+
+def _cells(column: pa.ChunkedArray) -> pd.Series:
+    try:
+        return column.to_pandas()
+    except (OverflowError, ValueError):  # a time or a date that pandas cannot hold
+        return pd.Series(to_list(column))
 
 
 def _losses(estimator: "Predictor", outputs: list[np.ndarray], targets: np.ndarray) -> np.ndarray:

@@ -330,6 +330,23 @@ def test_neighbors_by_hand(stores):
     assert stores.neighbors(None)["category"].tolist() == [9, 8, 7]
 
 
+@pytest.mark.parametrize(
+    ("categories", "labels"),
+    [
+        (pa.array([1, 2 * 10**9], pa.time64("ns")), ["00:00:00.000000001", "00:00:02.000000000"]),
+        (pa.array([0, 2 * 10**9], pa.time64("ns")), ["00:00:00", "00:00:02"]),
+        (pa.array([0, 3_660_635], pa.int32()).cast(pa.date32()), ["1970-01-01", "11992-06-24"]),
+        (pa.array([-(2 * 10**14)], pa.timestamp("ms")), ["-4368-04-02 04:26:40.000"]),
+    ],
+)
+def test_times_that_python_cannot_hold_are_text(categories, labels):
+    vocabulary = Vocabulary.fit(categories, "c")
+    table = EmbeddingTable(vocabulary, np.zeros((vocabulary.num_embeddings, 1)))
+    assert vocabulary.labels()[2:] == labels
+    assert list(map(str, table.neighbors(None)["category"])) == labels
+    assert len(vocabulary.to_numpy()) == len(labels)
+
+
 def test_neighbors_of_no_category(stores):
     for k in (0, 1.5, "2", None):
         with pytest.raises(InputError, match="k must be a whole number of at least 1, got"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from sklearn.metrics import log_loss
@@ -134,3 +135,14 @@ def test_a_stored_encoder_predicts_nothing(rows: pd.DataFrame, tmp_path: Path) -
     EntityEmbeddingEncoder(**FAST).fit(rows, rows["area"]).save(tmp_path / "s")
     with pytest.raises(StoreError, match="holds EntityEmbeddingEncoder, which predicts nothing"):
         load_predictor(tmp_path / "s")
+
+
+@pytest.mark.parametrize("dtype", [pa.time64("ns"), pa.date32()])
+def test_times_that_pandas_cannot_hold(dtype):
+    cells = pa.array(np.arange(40) % 2 * 3_660_635).cast(pa.int32() if dtype == pa.date32() else pa.int64())
+    X, y = pa.table({"when": cells.cast(dtype)}), np.arange(40) / 7
+    regressor = EntityEmbeddingRegressor(["when"], max_epochs=1, max_lr=0.01, random_state=0).fit(X, y)
+    texts = regressor.embeddings_["when"].vocabulary.labels()[2:]
+    assert set(regressor.top_losses(X, y, 40)["when"]) == set(texts)
+    assert set(regressor.category_losses(X, y)["category"]) == set(texts)
+    assert regressor.categories_[0].astype(str).tolist() == texts
