@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_consistent_length,
-    check_is_fitted,
-)
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 
 from embedkit.errors import InputError, require
 from embedkit.folds import check_cross_fit
+from embedkit.frames import check_weights
 from embedkit.inputs import check_repeatable, has_names, is_stream, task_of_rows, task_of_stream
 from embedkit.lookup import LookupMixin
 from embedkit.tables import EmbeddingSet
@@ -299,9 +296,11 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
     def _weights(self, sample_weight: Any, num_rows: int) -> np.ndarray | None:
         if sample_weight is None:
             return None
-        return _check_sample_weight(
+        weights = _check_sample_weight(
             sample_weight, np.empty((num_rows, 1)), dtype=np.float64, ensure_non_negative=True
         )
+        check_weights(weights)
+        return weights
 
     def _targets(self, y: Any, num_rows: int) -> np.ndarray:
         """Targets of rows that come after `fit`, of shape (n_rows, n_targets)."""

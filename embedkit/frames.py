@@ -182,7 +182,17 @@ def weight_column(table: pa.Table, name: str) -> np.ndarray:
             f"weight column {name!r} is missing or negative in {len(bad)} row(s), the first is row {bad[0]}: "
             "a weight is a number of at least 0"
         )
+    check_weights(weights)
     return weights
+
+
+def check_weights(weights: np.ndarray) -> None:
+    """Raise InputError where float32, in which rows are learned from, cannot hold weights or their sum."""
+    largest = float(weights.max(initial=0.0))
+    if 0 < largest < 1e-37 or largest * len(weights) > 1e37:
+        raise InputError(
+            f"sample_weight is {largest:.3g} at most, too little or too much: rescale it to a mean of 1"
+        )
 
 
 def to_list(column: pa.Array | pa.ChunkedArray) -> list[Any]:

@@ -528,6 +528,25 @@ def test_numbers_too_large_to_standardise_are_refused_before_the_training(shops,
         EntityEmbeddingRegressor(**FAST).fit(X, y)
 
 
+def test_targets_too_close_to_standardise_are_refused(shops):
+    X, _ = shops
+    y = np.arange(120) * 1e-200
+    with pytest.raises(InputError, match="target 'y' holds numbers too close to one another to standardise"):
+        EntityEmbeddingRegressor(**FAST).fit(X, y)
+    with pytest.raises(InputError, match="target 'y' holds numbers too large to standardise"):
+        EntityEmbeddingRegressor(**FAST).fit(X, np.where(y > 0, 1e308, -1e308))
+
+
+@pytest.mark.parametrize("weight", [1e-300, 1e-45, 1e38, 1e308])
+def test_weights_that_float32_cannot_hold_are_refused(shops, weight):
+    X, y = shops
+    with pytest.raises(InputError, match=r"^sample_weight is .* at most, .*: rescale it to a mean of 1"):
+        EntityEmbeddingEncoder(**FAST).fit(X, y, sample_weight=np.full(len(X), weight))
+    weights = np.where(np.arange(len(X)) < 5, min(weight, 1e-45), 1.0)  # a few may well be next to nothing
+    found = EntityEmbeddingEncoder(**FAST).fit(X, y, sample_weight=weights)
+    assert np.isfinite(found.transform(X)).all()
+
+
 def test_fits_in_threads_repeat_and_leave_random_numbers_alone(shops):
     X, y = shops
     alone = EntityEmbeddingClassifier(**FAST).fit(X, y).predict_proba(X)

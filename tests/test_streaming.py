@@ -384,6 +384,16 @@ def test_too_many_classes_are_named(rows: pa.Table, folder: Path, monkeypatch: p
     assert (head.kind, head.center) == ("continuous", pytest.approx(rows["shop"].to_numpy().mean()))
 
 
+@pytest.mark.parametrize(("number", "error"), [(1e308, "too large"), (1e-200, "too close to one another")])
+def test_targets_of_files_that_cannot_be_standardised(
+    few_in_memory: None, tmp_path: Path, number: float, error: str
+) -> None:
+    sales = np.where(np.arange(300) % 2, number, -number)
+    pq.write_table(pa.table({"shop": ["a", "b", "c"] * 100, "sales": sales}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=f"target 'sales' holds numbers {error}"):
+        EntityEmbeddingRegressor(**SMALL).fit(tmp_path / "rows.parquet", "sales")
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     model = EntityEmbeddingRegressor(**SMALL)
     with pytest.raises(InputError, match="does not exist"):

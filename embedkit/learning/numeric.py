@@ -76,12 +76,13 @@ class RunningMoments:
         shares = known * weights[:, None]
         added = shares.sum(axis=0)
         block = np.where(known, block, 0.0)
-        means = (shares * block).sum(axis=0) / np.where(added > 0, added, 1.0)
         weight = self.weights + added
         fraction = added / np.where(weight > 0, weight, 1.0)
-        shift = np.where(added > 0, means - self.means, 0.0)
-        self._squares += (shares * (block - means) ** 2).sum(axis=0) + shift**2 * self.weights * fraction
-        self.means += shift * fraction
+        with np.errstate(over="ignore", invalid="ignore"):  # of which `check_moments` tells
+            means = (shares * block).sum(axis=0) / np.where(added > 0, added, 1.0)
+            shift = np.where(added > 0, means - self.means, 0.0)
+            self._squares += (shares * (block - means) ** 2).sum(axis=0) + shift**2 * self.weights * fraction
+            self.means += shift * fraction
         self.weights = weight
 
     def scales(self) -> np.ndarray:

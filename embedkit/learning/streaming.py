@@ -5,7 +5,7 @@ at once. Sums of weights that are no whole numbers may differ from those in the 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from embedkit.learning.data import Rows
 from embedkit.learning.learned import Settings
 from embedkit.learning.numeric import NumericInputs, RunningMoments
 from embedkit.learning.stored_rows import RowWriter
-from embedkit.learning.targets import Head, as_targets, make_heads
+from embedkit.learning.targets import Head, as_targets, make_heads, number_head
 from embedkit.roles import Roles
 from embedkit.vocabulary import FIRST, MISSING, Vocabulary, encode_columns
 
@@ -196,7 +196,7 @@ class _TargetScan:
         distinct = pa.table({self.name: found.categories.cast(self.type)})
         (head,) = make_heads(as_targets(distinct)[0], [self.name], target_type, found.counts[FIRST:])
         if head.kind == "continuous":
-            return replace(head, center=self.moments.means.item(), scale=self.moments.scales().item())
+            return number_head(self.name, self.moments.means.item(), self.moments.scales().item())
         if self.many:
             raise InputError(
                 f"target {self.name!r} has more than {MAX_CLASSES:,} distinct values, too many for classes: "

@@ -211,9 +211,7 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
     if kind == "continuous":
         if not numeric and y.dtype.kind != "b":
             raise InputError(f"target {name!r} must hold numbers, found {y.dtype}: cast it, or learn classes")
-        mean, scale = moments(y.astype(np.float64), sample_weight)
-        check_moments(f"target {name!r}", mean, scale)
-        return Head(name, kind, None, mean, scale)
+        return number_head(name, *moments(y.astype(np.float64), sample_weight))
     if kind == "binary" and len(distinct) != 2:
         raise InputError(f"target {name!r} must hold 2 classes, found {len(distinct)}: use 'multiclass'")
     if numeric and y.dtype.kind == "f" and (distinct % 1 != 0).any():
@@ -227,6 +225,23 @@ def _make_head(y: np.ndarray, name: str, target_type: str, sample_weight: np.nda
             f"target {name!r} holds values of type {found}: cast it to text, or to a number if it is one"
         )
     return Head(name, "binary" if len(distinct) == 2 else kind, distinct)
+
+
+def number_head(name: str, mean: float, scale: float) -> Head:
+    """The head of a continuous target of known mean and standard deviation.
+
+    Raises
+    ------
+    InputError
+        If it cannot be standardised.
+    """
+    check_moments(f"target {name!r}", mean, scale)
+    if scale == 0:
+        raise InputError(
+            f"target {name!r} holds numbers too close to one another to standardise, such as within 1e-160: "
+            "rescale it"
+        )
+    return Head(name, "continuous", None, mean, scale)
 
 
 def _kind(y: np.ndarray, distinct: np.ndarray) -> str:
