@@ -151,6 +151,21 @@ def test_the_checkpoint_of_other_settings_is_refused(settings: dict, named: str,
         model(**settings).fit(*sales(), checkpoint=tmp_path)
 
 
+def test_the_same_settings_as_numbers_of_numpy_are_the_same(tmp_path: Path) -> None:
+    own = {"max_epochs": 4, "hidden_layer_sizes": (4, 4), "min_frequency": 2, "ranks": True, "dropout": 0.5}
+    numpys = {
+        "max_epochs": np.int64(4),
+        "hidden_layer_sizes": np.array([4, 4]),
+        "min_frequency": np.int32(2),
+        "ranks": np.True_,
+        "dropout": np.float32(0.5),
+    }
+    with interruption(after=3), contextlib.suppress(Interrupted):
+        model(**own).fit(*sales(), checkpoint=tmp_path, checkpoint_seconds=0)
+    found = model(**numpys).fit(*sales(), checkpoint=tmp_path)
+    assert content(found) == content(model(**own).fit(*sales()))
+
+
 def test_the_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     X, y = sales()
     with interruption(after=3), contextlib.suppress(Interrupted):

@@ -169,8 +169,12 @@ def fingerprint_of(preparation: Preparation, settings: Settings) -> dict[str, An
         "data": digest.hexdigest(),
         "embedding_dim": list(preparation.trainer.network.shape.embedding_dims),
         "device": device,
-        **json.loads(json.dumps(values, default=str)),
+        **json.loads(json.dumps(values, default=_plain)),
     }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _flatten(value: Any, tensors: dict[str, np.ndarray]) -> Any:
