@@ -75,6 +75,7 @@ def embedding_set(estimator: "EntityEmbeddingBase") -> EmbeddingSet:
         learned.numerics,
         metadata(estimator),
         features_in=[name for name in estimator._input_names() if name in features],
+        crosses=learned.crosses,
     )
 
 
@@ -149,6 +150,7 @@ def load(kind: type[Estimator], path: str | os.PathLike, version: str | None = N
         lr_finder=None,
         max_lr=content["max_lr"],
         cross_fit=content.get("cross_fit"),
+        crosses=embeddings.crosses,
     )
     estimator._publish(embeddings)
     return estimator

@@ -43,6 +43,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         shrinkage: float = 0.1,
         min_reliability: float = 0.3,
         ranks: bool = True,
+        crosses: int = 0,
         cross_fit: Any = "auto",
         hidden_fraction: float = 0.01,
         weight_decay: float = 0.01,
@@ -72,6 +73,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         self.shrinkage = shrinkage
         self.min_reliability = min_reliability
         self.ranks = ranks
+        self.crosses = crosses
         self.cross_fit = cross_fit
         self.hidden_fraction = hidden_fraction
         self.weight_decay = weight_decay

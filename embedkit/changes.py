@@ -25,7 +25,7 @@ def drift(
     Canonical axes have the network's own metric, but two trainings may turn or mirror them. The new vectors
     are therefore laid over the old ones by the best rotation about the mean (orthogonal Procrustes, weighted
     by counts), which keeps all distances; what is left is what moved. Tables of different width are filled up
-    with zeros. Where all vectors are the same to the last bit, all distances are 0.
+    with zeros. Where all vectors are the same to the last bit, all distances are 0. Crosses are not compared.
 
     Parameters
     ----------

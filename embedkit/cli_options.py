@@ -62,6 +62,13 @@ def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
             help="Put the place of a category in sorted order beside its vector, for trees.",
         ),
         click.option(
+            "--crosses",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Most pairs of columns whose combinations get a number of their own, for trees.",
+        ),
+        click.option(
             "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
         ),
         click.option("--max-categories", type=int, help="Most categories to keep of a column."),

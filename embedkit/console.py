@@ -160,6 +160,9 @@ def set_summary(embedding_set: "EmbeddingSet") -> str:
     if embedding_set.numerics:
         numbers = f"Numbers: {', '.join(column.feature for column in embedding_set.numerics)}"
         lines.append(textwrap.fill(numbers, LINE, subsequent_indent="  ", break_long_words=False))
+    if embedding_set.crosses:
+        pairs = ", ".join(" x ".join(cross.features) for cross in embedding_set.crosses)
+        lines.append(textwrap.fill(f"Pairs: {pairs}", LINE, subsequent_indent="  ", break_long_words=False))
     lines.append(f"{embedding_set.width} columns come out of {len(embedding_set.features_in)}.")
     return "\n".join(lines)
 

@@ -84,8 +84,9 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     learned : Learned
         With a record of what was done; columns of noise that do not help have a table of zeros.
     vectors : dict of str to float32 array of shape (n_rows, width)
-        The columns that are cross-fitted.
+        The columns that are cross-fitted, and the crosses, which all are.
     """
+    from embedkit.learning.combinations import rows_without_themselves
     from embedkit.learning.fit import learn, progress_bar
     from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
@@ -94,7 +95,8 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     learned = learn(task)
     features = [part.feature for part in learned.tables]
     if folds is None:
-        return replace(learned, cross_fit=_record(features, (), (), {}, [], why_none)), {}
+        record = _record(features, (), (), {}, [], why_none)
+        return replace(learned, cross_fit=record, crosses=()), {}
     n_cells = folds.excluded.shape[1]
     rows = coded_rows(learned, task)
     evidence = gather_evidence(learned, rows, folds.cells, n_cells, settings.seed)
@@ -118,7 +120,8 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
         chosen, scores, reason = choose(pilot, residuals, bar)
     record = _record(features, chosen, useless, residuals, scores, reason)
     learned = replace(silence(learned, useless, settings), cross_fit=record)
-    return learned, {name: found[name] for name in chosen}
+    crossed = {name: found[name] for name in chosen}
+    return learned, crossed | rows_without_themselves(learned, task, folds.test, folds.cells, folds.excluded)
 
 
 def _fold_to_hold_out(folds: Folds, present: np.ndarray) -> int | None:
@@ -227,7 +230,7 @@ def _pilot_settings(settings: "Settings", max_lr: float, n_rows: int) -> "Settin
         n_processes = 1 if group is None else group.size
         batch_size = choose_batch_size("auto", n_rows, n_processes) // n_processes
     epochs = max(round(PILOT_EPOCHS * settings.max_epochs), 1)
-    return replace(settings, max_lr=max_lr, batch_size=max(batch_size, 2), max_epochs=epochs)
+    return replace(settings, max_lr=max_lr, batch_size=max(batch_size, 2), max_epochs=epochs, crosses=0)
 
 
 def _block_scores(
@@ -341,12 +344,20 @@ def hide_values(out: np.ndarray, embeddings: EmbeddingSet, task: "Task") -> None
     for name, table in embeddings.items():
         hidden = rows[rng.random(len(rows)) < task.settings.hidden_fraction]
         out[hidden, starts[name] : starts[name] + table.vectors.shape[1]] = table.vectors[UNKNOWN]
+        for cross in embeddings.crosses:
+            if name in cross.features:  # no combination with a value never seen is known
+                start = starts[cross.feature_names_out[0]]
+                out[hidden, start : start + cross.effects.shape[1]] = 0
 
 
 def _starts(embeddings: EmbeddingSet) -> dict[str, int]:
-    """Where the columns of each feature begin in what a set puts out."""
+    """Where the columns of each feature, and of each cross by its first one, begin in what a set puts out."""
     places = {name: i for i, name in enumerate(embeddings.feature_names_out)}
-    return {name: places[table.feature_names_out[0]] for name, table in embeddings.items()}
+    crosses = [cross.feature_names_out[0] for cross in embeddings.crosses]
+    firsts = {name: table.feature_names_out[0] for name, table in embeddings.items()}
+    return {
+        name: places[first] for name, first in (firsts | dict(zip(crosses, crosses, strict=True))).items()
+    }
 
 
 def _record(

@@ -97,6 +97,10 @@ def task_of_stream(
         weights = None if sample_weight is None else weight_column(rows, sample_weight)
         features = rows.select(stream.empty.column_names)
         return task_of_rows(estimator, features, targets[y] if isinstance(y, str) else targets, weights)
+    if estimator.crosses:
+        raise InputError(
+            f"crosses are learned from rows in memory, not from files: set it to 0, got {estimator.crosses}"
+        )
     columns = stream.empty
     _check_feature_names(estimator, columns, reset=True)
     _check_n_features(estimator, columns, reset=True)

@@ -3,22 +3,27 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedkit.crosses import Cross
 from embedkit.errors import InputError, StoreError
 from embedkit.tables import EmbeddingSet, EmbeddingTable, NumericColumn
 
-FORMAT_VERSION = 1
+# Sets without crosses are written in version 1, which earlier releases read.
+FORMAT_VERSION = 2
 
+_T = TypeVar("_T")
+_Read = Callable[[str], bytes]
 _CURRENT_LINE = re.compile(rb"(v\d{6,}) ([0-9a-f]{64})\n")
 _KEYS = {"features", "numerics", "features_in", "metadata", "files", "version", "parent"}
+_RESERVED = ("tables", "crosses", "manifest.json")
 _MAX_FILE_NAME = 100
 
 
@@ -30,30 +35,43 @@ def contents(
     features = []
     for table in embedding_set.values():
         file = f"tables/{_file_name(table.feature, files)}"
-        files[file] = _table_bytes(table)
+        files[file] = _table_bytes(table.to_arrow(), ["kind"])
         features.append(_describe(table, file))
     for name, data in attachments.items():
         parts = PurePosixPath(name).parts
-        if not parts or ".." in parts or "/".join(parts) != name or parts[0] in ("tables", "manifest.json"):
-            raise InputError(f"attachment {name!r} must be a relative path outside tables/ and manifest.json")
+        if not parts or ".." in parts or "/".join(parts) != name or parts[0] in _RESERVED:
+            raise InputError(
+                f"attachment {name!r} must be a relative path outside tables/, crosses/ and manifest.json"
+            )
         files[name] = bytes(data)
+    crosses = []
+    for i, cross in enumerate(embedding_set.crosses):
+        files[f"crosses/{i}.parquet"] = _table_bytes(cross.to_arrow())
+        crosses.append({"features": list(cross.features), "file": f"crosses/{i}.parquet"})
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if crosses else 1,
         "features": features,
         "numerics": [asdict(column) for column in embedding_set.numerics],
         "features_in": list(embedding_set.features_in),
         "metadata": embedding_set.metadata,
         "files": {name: {"size": len(data), "sha256": sha256(data)} for name, data in files.items()},
     }
-    return files, manifest
+    return files, manifest | ({"crosses": crosses} if crosses else {})
 
 
-def restore(manifest: Mapping[str, Any], read: Callable[[str], bytes], where: str) -> EmbeddingSet:
+def restore(manifest: Mapping[str, Any], read: _Read, where: str) -> EmbeddingSet:
     """Build the set that a manifest describes; `read` gives the checked bytes of a file by its name."""
     try:
-        tables = [_restore_table(read(entry["file"]), entry, where) for entry in manifest["features"]]
+        tables = [_restore_table(read, entry, where) for entry in manifest["features"]]
         numerics = [NumericColumn(**entry) for entry in manifest["numerics"]]
-        return EmbeddingSet(tables, numerics, manifest["metadata"], features_in=manifest["features_in"])
+        crosses = [
+            _restored(
+                lambda table, entry=entry: Cross.from_arrow(entry["features"], table), read, entry, where
+            )
+            for entry in manifest.get("crosses", ())
+        ]
+        names = manifest["features_in"]
+        return EmbeddingSet(tables, numerics, manifest["metadata"], features_in=names, crosses=crosses)
     except (InputError, KeyError, TypeError) as error:
         raise StoreError(f"{where}/manifest.json does not describe a set: {error!r}") from error
 
@@ -116,19 +134,24 @@ def _file_name(feature: str, taken: Mapping[str, bytes]) -> str:
     return f"{name}.parquet"
 
 
-def _table_bytes(table: EmbeddingTable) -> bytes:
+def _table_bytes(table: pa.Table, repeating: Sequence[str] = ()) -> bytes:
     sink = pa.BufferOutputStream()
     # Vectors hardly repeat and hardly compress: plain pages are as small and faster to read.
-    pq.write_table(table.to_arrow(), sink, compression="none", use_dictionary=["kind"])
+    pq.write_table(table, sink, compression="none", use_dictionary=list(repeating) or False)
     return sink.getvalue().to_pybytes()
 
 
-def _restore_table(data: bytes, entry: Mapping[str, Any], where: str) -> EmbeddingTable:
+def _restored(make: Callable[[pa.Table], _T], read: _Read, entry: Mapping[str, Any], where: str) -> _T:
+    data = read(entry["file"])
     try:
         # Plain pages are copied, not decoded: threads would bring nothing.
-        table = EmbeddingTable.from_arrow(pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
+        return make(pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
     except (pa.ArrowException, InputError, OSError) as error:
         raise StoreError(f"{where}/{entry['file']} is not a table of vectors: {error}") from error
+
+
+def _restore_table(read: _Read, entry: Mapping[str, Any], where: str) -> EmbeddingTable:
+    table = _restored(EmbeddingTable.from_arrow, read, entry, where)
     if _describe(table, entry["file"]) != entry:
         raise StoreError(
             f"{where}/{entry['file']} does not fit its manifest: expected {entry}, found {table}"

@@ -1,6 +1,7 @@
 """What estimators do with X once something is learned: read it, look vectors up, name the columns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,9 @@ class LookupMixin(TransformerMixin, FrameMixin):
             for part in parts
             for name in part.feature_names_out
         ]
+        for cross in self.embeddings_.crosses:
+            features = [renamed.get(name, name) for name in cross.features]
+            names += replace(cross, features=tuple(features)).feature_names_out
         return np.array(names, dtype=object)
 
     def __sklearn_tags__(self) -> Tags:

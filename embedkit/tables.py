@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.columns import EmbeddingTable, NumericColumn
+from embedkit.crosses import Cross
 from embedkit.errors import InputError, did_you_mean, repeated
 from embedkit.frames import from_numpy, is_array, numeric_block, to_table, type_family
 
@@ -36,10 +37,13 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         Anything that JSON can hold: task, class labels, settings, scores, history.
     features_in : sequence of str, optional
         All these columns in the order in which an array holds them. The order of the output by default.
+    crosses : iterable of Cross
+        Numbers of combinations of categories of two of the features; they come last.
 
     Attributes
     ----------
     numerics : tuple of NumericColumn
+    crosses : tuple of Cross
     metadata : dict
         As JSON gives it back: lists for tuples, text for keys.
     features_in, feature_names_out : tuple of str
@@ -58,20 +62,27 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         metadata: Mapping[str, Any] | None = None,
         *,
         features_in: Sequence[str] | None = None,
+        crosses: Iterable[Cross] = (),
     ) -> None:
         tables = tuple(tables)
         self._tables = {table.feature: table for table in tables}
-        self.numerics = tuple(numerics)
+        self.numerics, self.crosses = tuple(numerics), tuple(crosses)
         features = [part.feature for part in (*tables, *self.numerics)]
         self.features_in = tuple(features if features_in is None else features_in)
         self.feature_names_out = tuple(
-            name for part in (*tables, *self.numerics) for name in part.feature_names_out
+            name for part in (*tables, *self.numerics, *self.crosses) for name in part.feature_names_out
         )
         for names in (features, self.feature_names_out):
             if twice := repeated(names):
                 raise InputError(f"column names must be unique, found more than once: {twice}; rename them")
         if sorted(self.features_in) != sorted(features):
             raise InputError(f"features_in must name {sorted(features)}, got {sorted(self.features_in)}")
+        for cross in self.crosses:
+            sizes = [len(self._tables[name].vectors) for name in cross.features if name in self._tables]
+            if len(sizes) < 2 or (len(cross.pairs) and (cross.pairs.max(axis=0) >= sizes).any()):
+                raise InputError(
+                    f"{cross} must be of categories of two of the features, which are {features}"
+                )
         try:
             self.metadata = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -98,7 +109,7 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         return len(self.feature_names_out)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Look up every row: the vectors of all features side by side, then the numeric columns.
+        """Look up every row: the vectors of all features side by side, then numeric columns, then crosses.
 
         Parameters
         ----------
@@ -144,6 +155,7 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
             [column for column in self.numerics if column.feature in features],
             self.metadata,
             features_in=[name for name in self.features_in if name in features],
+            crosses=[cross for cross in self.crosses if {*cross.features} <= {*features}],
         )
 
     def equals(self, other: "EmbeddingSet") -> bool:
@@ -152,6 +164,8 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
             list(self) == list(other)
             and all(self[feature].equals(other[feature]) for feature in self)
             and self.numerics == other.numerics
+            and len(self.crosses) == len(other.crosses)
+            and all(mine.equals(its) for mine, its in zip(self.crosses, other.crosses, strict=True))
             and self.features_in == other.features_in
             and self.metadata == other.metadata
         )
@@ -190,6 +204,11 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
             for values in numeric.transform(numeric_block(table, [numeric.feature])[:, 0]):
                 out[:, position] = values
                 position += 1
+        by_feature = dict(zip(self, codes, strict=True))
+        for cross in self.crosses:
+            values = cross.transform(*(by_feature[name] for name in cross.features))
+            out[:, position : position + values.shape[1]] = values
+            position += values.shape[1]
         return out
 
 

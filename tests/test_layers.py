@@ -21,7 +21,7 @@ LAYERS = [
     ["errors"],
     ["frames", "roles"],
     ["vocabulary"],
-    ["columns", "tables"],
+    ["columns", "crosses", "tables"],
     ["layout", "store"],
     ["changes"],
     ["learning", "serving", "report"],

@@ -217,9 +217,13 @@ def test_what_is_not_there(root, tmp_path):
     assert store.versions(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("name", ["", "/etc/x", "../x", "a/../x", "a//b", "tables/x", "manifest.json", "./x"])
+@pytest.mark.parametrize(
+    "name", ["", "/etc/x", "../x", "a/../x", "a//b", "tables/x", "crosses/x", "manifest.json", "./x"]
+)
 def test_attachments_stay_inside_their_version(tmp_path, name):
-    with pytest.raises(InputError, match=r"must be a relative path outside tables/ and manifest\.json"):
+    with pytest.raises(
+        InputError, match=r"must be a relative path outside tables/, crosses/ and manifest\.json"
+    ):
         store.publish(tmp_path, make_set(), attachments={name: b""})
     assert list(tmp_path.iterdir()) == []
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from embedkit.columns import EmbeddingTable
+from embedkit.crosses import Cross
 from embedkit.errors import InputError, first_line
 from embedkit.frames import numeric_block
 from embedkit.learning.learned import Learned
@@ -96,7 +97,23 @@ def extend(
             vectors = np.hstack([vectors, ranks_between(old.vectors[:, -1:], sources[i])])
         vectors[~is_new[i]] = old.vectors[sources[i][~is_new[i]]]
         tables.append(EmbeddingTable(vocabulary, vectors, old.ranked))
-    return replace(learned, tables=tuple(tables), shape=network.shape, weights=network_weights)
+    return replace(
+        learned,
+        tables=tuple(tables),
+        shape=network.shape,
+        weights=network_weights,
+        crosses=_recoded(learned, sources),
+    )
+
+
+def _recoded(learned: Learned, sources: Sequence[np.ndarray]) -> tuple[Cross, ...]:
+    """Combinations of old categories under their new codes; those with new ones have no number."""
+    moved = {}
+    for part, source in zip(learned.tables, sources, strict=True):
+        known = np.flatnonzero(source >= 0)
+        moved[part.feature] = np.zeros(part.num_embeddings, dtype=np.int32)
+        moved[part.feature][source[known]] = known
+    return tuple(cross.recoded(*(moved[name] for name in cross.features)) for cross in learned.crosses)
 
 
 def _extended(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedkit.columns import EmbeddingTable, NumericColumn
+from embedkit.crosses import Cross
 from embedkit.errors import InputError
 from embedkit.learning.lr_finder import LRFinderResult
 from embedkit.learning.numeric import NUMERIC_OUTPUTS, NumericInputs
@@ -59,6 +60,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shrinkage": _FINITE,
     "min_reliability": _FRACTION,
     "ranks": _SWITCH,
+    "crosses": ("a whole number of at least 0", lambda value: _is_count(value, least=0)),
     "hidden_fraction": _FRACTION,
     "weight_decay": _FINITE,
     "max_lr": (
@@ -94,6 +96,7 @@ class Settings:
     shrinkage: float = 0.1
     min_reliability: float = 0.3
     ranks: bool = True
+    crosses: int = 0
     hidden_fraction: float = 0.01
     weight_decay: float = 0.01
     max_lr: float | str = "auto"
@@ -266,6 +269,8 @@ class Learned:
         Peak learning rate used.
     cross_fit : dict or None
         What `fit_transform` did; see `embedkit.cross_fitting`.
+    crosses : tuple of Cross
+        Numbers of combinations of categories; the network knows nothing of them.
     """
 
     tables: tuple[EmbeddingTable, ...]
@@ -281,3 +286,4 @@ class Learned:
     lr_finder: LRFinderResult | None
     max_lr: float
     cross_fit: Mapping[str, Any] | None = None
+    crosses: tuple[Cross, ...] = ()

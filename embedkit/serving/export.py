@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +21,8 @@ def export_tables(
     embedding_set: EmbeddingSet, directory: str | os.PathLike, *, format: str = "parquet"
 ) -> list[Path]:
     """Write one file per feature: kind (missing, unknown, category), category, count, and the vector.
+
+    Combinations have a file per pair of features, with the categories as text.
 
     Parameters
     ----------
@@ -51,10 +54,13 @@ def export_tables(
     suffix = "csv" if format == "csv" else "parquet"
     contents: dict[Path, bytes] = {}
     for feature, table in embedding_set.items():
-        path = directory / f"{quote(feature, safe=' ')}.{suffix}"
-        if str(path).lower() in map(str.lower, map(str, contents)):
-            raise InputError(f"two features are called {feature!r} up to case: export them one by one")
-        contents[path] = _content(table, format)
+        contents[_path(directory, feature, suffix, contents)] = _content(table, format)
+    for cross in embedding_set.crosses:
+        pairs = cross.to_arrow()
+        for i, feature in enumerate(cross.features):
+            labels = pa.array(embedding_set[feature].vocabulary.labels())
+            pairs = pairs.set_column(i, pairs.column_names[i], labels.take(pairs.column(i)))
+        contents[_path(directory, "_x_".join(cross.features), suffix, contents)] = _written(pairs, format)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path, data in contents.items():
@@ -64,16 +70,28 @@ def export_tables(
     return list(contents)
 
 
+def _path(directory: Path, name: str, suffix: str, taken: Mapping[Path, bytes]) -> Path:
+    path = directory / f"{quote(name, safe=' ')}.{suffix}"
+    if str(path).lower() in map(str.lower, map(str, taken)):
+        raise InputError(f"two features are called {name!r} up to case: export them one by one")
+    return path
+
+
 def _content(table: EmbeddingTable, format: str) -> bytes:
-    arrow, sink = table.to_arrow(), io.BytesIO()
+    arrow = table.to_arrow()
+    if format == "vector":
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.ravel()), table.embedding_dim)
+        arrow = arrow.select(["kind", "category", "count"]).append_column("embedding", vectors)
+    return _written(arrow, format)
+
+
+def _written(arrow: pa.Table, format: str) -> bytes:
+    sink = io.BytesIO()
     if format == "csv":
         from pyarrow import csv
 
         # Everything but null in quotes: an empty text is a category, and no null.
         csv.write_csv(arrow, sink, csv.WriteOptions(quoting_style="all_valid"))
         return sink.getvalue()
-    if format == "vector":
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(table.vectors.ravel()), table.embedding_dim)
-        arrow = arrow.select(["kind", "category", "count"]).append_column("embedding", vectors)
     pq.write_table(arrow, sink, compression="none")
     return sink.getvalue()

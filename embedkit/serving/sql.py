@@ -179,8 +179,13 @@ def join_query(
     Raises
     ------
     InputError
-        If a name does not fit the database, or would come out twice.
+        If a name does not fit the database, or would come out twice, or the set has crosses.
     """
+    if embedding_set.crosses:
+        raise InputError(
+            f"a SQL join has no numbers of combinations, the set has {list(embedding_set.crosses)}: learn "
+            "with crosses=0, or use a batch job"
+        )
     syntax = _dialect(dialect)
     _check_names(syntax, dialect, [*keep, *embedding_set.feature_names_out])
     _check_names(syntax, dialect, [prefix + feature for feature in embedding_set])

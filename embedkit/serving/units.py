@@ -181,6 +181,11 @@ def output_schema(embedding_set: EmbeddingSet, kept: pa.Schema, layout: str) -> 
             for column in embedding_set.numerics
             for name in column.feature_names_out
         ]
+        fields += [
+            pa.field(name, pa.float32())
+            for cross in embedding_set.crosses
+            for name in cross.feature_names_out
+        ]
     return pa.schema([*kept, *fields])
 
 
@@ -308,16 +313,20 @@ def _lookup(
     The vectors lie in `space`, of shape (sum of embedding_dim, ROW_GROUP_ROWS), until the next call.
     """
     columns: list[pa.Array] = []
+    found: dict[str, np.ndarray] = {}
     stop = 0
     try:
         for feature, part in embedding_set.items():
-            codes = part.encode(table.column(feature))
+            codes = found[feature] = part.encode(table.column(feature))
             counts[feature] += [np.count_nonzero(codes == MISSING), np.count_nonzero(codes == UNKNOWN)]
             first, stop = stop, stop + part.embedding_dim
             out = space[first:stop]
             columns += _wide(part, codes, out) if layout == "wide" else [_vector(part, codes, out)]
         for numeric in embedding_set.numerics:
             columns += map(from_numpy, numeric.transform(numeric_block(table, [numeric.feature])[:, 0]))
+        for cross in embedding_set.crosses:
+            numbers = cross.transform(*(found[name] for name in cross.features))
+            columns += [from_numpy(np.ascontiguousarray(part)) for part in numbers.T]
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     return columns

@@ -1,0 +1,288 @@
+"""Numbers for combinations of categories: what they are, which are chosen, and that they go everywhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.tree import DecisionTreeRegressor
+
+from embedkit import (
+    EmbeddingSet,
+    EntityEmbeddingClassifier,
+    EntityEmbeddingEncoder,
+    EntityEmbeddingRegressor,
+    InputError,
+    StoreError,
+)
+from embedkit.cross_fitting import plan_folds
+from embedkit.crosses import Cross
+from embedkit.folds import make_folds
+from embedkit.inputs import task_of_rows
+from embedkit.layout import FORMAT_VERSION
+from embedkit.learning.combinations import SCALE, cross_fitted_effects, learn_cross, order_pairs
+from embedkit.serving.batch import transform_dataset
+from embedkit.serving.export import export_tables
+from embedkit.serving.sql import join_query
+
+FAST = {"hidden_layer_sizes": (8,), "max_epochs": 2, "max_lr": 0.01, "random_state": 0, "hidden_fraction": 0}
+
+
+@pytest.fixture(scope="module")
+def access() -> tuple[pd.DataFrame, np.ndarray]:
+    """Who asks for which resource: only the combination tells, and the place tells nothing."""
+    rng = np.random.default_rng(0)
+    who, what, place = rng.integers(0, 30, (3, 4000))
+    X = pd.DataFrame({"place": place.astype(str), "who": who.astype(str), "what": what.astype(str)})
+    return X, rng.normal(size=(30, 30))[who, what] + 0.5 * rng.normal(size=4000)
+
+
+@pytest.fixture(scope="module")
+def regressor(access: tuple[pd.DataFrame, np.ndarray]) -> EntityEmbeddingRegressor:
+    return EntityEmbeddingRegressor(**FAST, crosses=1).fit(*access)
+
+
+def test_means_are_shrunk_as_worked_out_by_hand() -> None:
+    # Three combinations of two rows: means 0, 3 and 6, squares within 2 each, so MSB = 18 and MSE = 2:
+    # variance components (18 - 2) / 2 = 8 and 2, and each mean keeps 2 * 8 / (2 * 8 + 2) of its way.
+    y = np.array([-1.0, 1.0, 2.0, 4.0, 5.0, 7.0])
+    codes = np.array([[2, 2], [2, 2], [2, 3], [2, 3], [3, 2], [3, 2]])
+    cross = learn_cross(("a", "b"), codes, y[:, None], np.ones(6))
+    assert cross.pairs.tolist() == [[2, 2], [2, 3], [3, 2]]
+    assert cross.counts.tolist() == [2, 2, 2]
+    np.testing.assert_allclose(cross.effects[:, 0], SCALE * np.array([-3, 0, 3]) * 16 / 18, rtol=1e-6)
+
+
+def test_what_chance_explains_has_no_number() -> None:
+    codes = np.repeat([[2, 2], [2, 3]], 2, axis=0)
+    cross = learn_cross(("a", "b"), codes, np.array([[0.0], [1.0], [0.0], [1.0]]), np.ones(4))
+    assert not cross.effects.any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_of_weight_two_is_two_rows(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes, y = rng.integers(0, 4, (50, 2)), rng.normal(size=(50, 2))
+    weights = rng.integers(0, 4, 50)
+    rows = np.repeat(np.arange(50), weights)
+    weighted = learn_cross(("a", "b"), codes, y, weights.astype(float))
+    repeated = learn_cross(("a", "b"), codes[rows], y[rows], np.ones(len(rows)))
+    assert np.array_equal(weighted.pairs, repeated.pairs)
+    np.testing.assert_allclose(weighted.effects, repeated.effects, atol=1e-9)
+
+
+def test_rows_are_encoded_without_their_folds() -> None:
+    rng = np.random.default_rng(0)
+    codes, y, weights = rng.integers(0, 5, (300, 2)), rng.normal(size=(300, 2)), rng.integers(1, 3, 300)
+    y += codes
+    folds = make_folds(3, y, None, 0)
+    parts = folds.test, folds.cells, folds.excluded
+    found = cross_fitted_effects(codes, y, weights.astype(float), *parts)
+    for fold in range(3):
+        here = folds.test == fold
+        without = learn_cross(("a", "b"), codes[~here], y[~here], weights[~here].astype(float))
+        expected = without.transform(*codes[here].T)
+        np.testing.assert_allclose(found[here], expected, rtol=1e-5, atol=1e-9)
+        assert expected.any()
+
+
+@given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5))), st.integers(1, 3))
+def test_lookup_is_that_of_a_dictionary(pairs: set[tuple[int, int]], n_outputs: int) -> None:
+    known = {pair: np.float32([i + 1] * n_outputs) for i, pair in enumerate(sorted(pairs))}
+    effects = np.array(list(known.values()), dtype=np.float32).reshape(len(known), n_outputs)
+    cross = Cross(("a", "b"), np.array(list(known)).reshape(-1, 2), np.ones(len(known)), effects)
+    first, second = np.divmod(np.arange(36), 6)
+    expected = [known.get(pair, np.zeros(n_outputs)) for pair in zip(first, second, strict=True)]
+    assert np.array_equal(cross.transform(first, second), expected)
+    assert Cross.from_arrow(["a", "b"], cross.to_arrow()).equals(cross)
+
+
+def test_the_pair_that_tells_is_chosen(access: tuple, regressor: EntityEmbeddingRegressor) -> None:
+    (cross,) = regressor.embeddings_.crosses
+    assert cross.features == ("who", "what")
+    assert regressor.get_feature_names_out()[-1] == "who_x_what"
+    assert np.corrcoef(regressor.transform(access[0])[:, -1], access[1])[0, 1] > 0.8
+    every = EntityEmbeddingRegressor(**FAST, crosses=9).fit(*access).embeddings_.crosses
+    assert every[0].equals(cross)
+
+
+def test_pairs_are_in_the_order_of_what_they_explain() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 20, (3000, 3))
+    strong, weak = rng.normal(size=(2, 20, 20))
+    y = 2 * strong[codes[:, 2], codes[:, 0]] + weak[codes[:, 0], codes[:, 1]] + rng.normal(size=3000)
+    assert order_pairs(codes, y[:, None], np.ones(3000)) == [(0, 2), (0, 1), (1, 2)]
+    assert order_pairs(codes, y[:, None], (np.arange(3000) < 1500) + 0.0)[0] == (0, 2)
+
+
+def test_pairs_whose_numbers_are_all_zero_are_left_out(access: tuple) -> None:
+    found = []
+    for seed in range(3):
+        noise = np.random.default_rng(seed).normal(size=len(access[1]))
+        found += EntityEmbeddingRegressor(**FAST, crosses=3).fit(access[0], noise).embeddings_.crosses
+    assert all(cross.effects.any() for cross in found)
+    assert len(found) < 9  # of noise, chance explains the differences of about every other pair
+
+
+def test_a_small_tree_learns_what_only_the_combination_tells(access: tuple) -> None:
+    X, y = access
+    scores = {}
+    for crosses in (0, 1):
+        encoder = EntityEmbeddingEncoder(**FAST, crosses=crosses)
+        vectors = encoder.fit_transform(X[:3000], y[:3000])
+        tree = DecisionTreeRegressor(max_leaf_nodes=20, random_state=0).fit(vectors, y[:3000])
+        scores[crosses] = tree.score(encoder.transform(X[3000:]), y[3000:])
+    assert scores[0] < 0.2 < 0.5 < scores[1]
+
+
+def test_noise_is_not_recalled() -> None:
+    rng = np.random.default_rng(0)
+    codes, y = rng.integers(0, 50, (2000, 2)), rng.normal(size=(2000, 1))
+    codes[:200] = codes[0]  # of which the means differ by more than chance explains
+    y[:200] += 1
+    ones, folds = np.ones(2000), make_folds(5, y, None, 0)
+    honest = cross_fitted_effects(codes, y, ones, folds.test, folds.cells, folds.excluded)[200:, 0]
+    naive = learn_cross(("a", "b"), codes, y, ones).transform(*codes[200:].T)[:, 0]
+    assert np.corrcoef(naive, y[200:, 0])[0, 1] > 0.5
+    assert abs(np.corrcoef(honest, y[200:, 0])[0, 1]) < 0.1
+
+
+def test_fit_transform_encodes_rows_without_their_folds(access: tuple) -> None:
+    X, y = access
+    encoder = EntityEmbeddingRegressor(**FAST, crosses=1)
+    own, full = encoder.fit_transform(X, y)[:, -1], encoder.transform(X)[:, -1]
+    assert np.corrcoef(own, full)[0, 1] > 0.9
+    residual = y - full / SCALE * y.std()
+    assert np.corrcoef(full, residual)[0, 1] > np.corrcoef(own, residual)[0, 1]
+    folds, _ = plan_folds(task_of_rows(encoder, X, y, None), "auto", None)
+    codes = np.stack([encoder.embeddings_[name].encode(X[name]) for name in ("who", "what")], axis=1)
+    standard = ((y - y.mean()) / y.std())[:, None]
+    parts = folds.test, folds.cells, folds.excluded
+    expected = cross_fitted_effects(codes, standard, np.ones(4000), *parts)
+    np.testing.assert_allclose(own, expected[:, 0], atol=1e-7)
+
+
+def test_a_hidden_value_hides_its_combinations(access: tuple) -> None:
+    hiding = EntityEmbeddingRegressor(**FAST | {"hidden_fraction": 0.2}, crosses=1)
+    vectors = hiding.fit_transform(*access)
+    unknown = hiding.transform(pd.DataFrame({"place": ["?"], "who": ["?"], "what": ["?"]}))[0]
+    start = hiding.embeddings_["place"].embedding_dim
+    who = hiding.embeddings_["who"].embedding_dim
+    hidden = (vectors[:, start : start + who] == unknown[start : start + who]).all(axis=1)
+    assert 0.15 < hidden.mean() < 0.25
+    assert not vectors[hidden, -1].any()
+    assert unknown[-1] == 0
+
+
+def test_few_rows_have_none_where_models_learn(access: tuple) -> None:
+    few = EntityEmbeddingRegressor(**FAST, crosses=1)
+    assert few.fit_transform(access[0][:500], access[1][:500]).shape[1] == few.embeddings_.width
+    assert few.embeddings_.crosses == ()
+
+
+def test_classes_and_several_targets_have_a_number_each(access: tuple) -> None:
+    X, y = access
+    labels = np.digitize(y, [-0.5, 0.5])
+    classifier = EntityEmbeddingClassifier(**FAST, crosses=1).fit(X, labels)
+    assert list(classifier.get_feature_names_out()[-3:]) == [f"who_x_what_{i}" for i in range(3)]
+    effects = classifier.transform(X)[:, -3:]
+    assert (effects.argmax(axis=1) == labels).mean() > 0.5
+    both = EntityEmbeddingEncoder(**FAST, crosses=1).fit(X, pd.DataFrame({"y": y, "z": -y}))
+    assert np.allclose(*(both.transform(X)[:, -2:] * [1, -1]).T, atol=1e-6)
+
+
+def test_names_that_are_taken_have_no_cross(access: tuple) -> None:
+    X = access[0].assign(who_x_what=1.0)
+    embeddings = EntityEmbeddingRegressor(**FAST, crosses=3).fit(X, access[1]).embeddings_
+    assert ("who", "what") not in [cross.features for cross in embeddings.crosses]
+    assert embeddings.feature_names_out.count("who_x_what") == 1
+
+
+def test_names_given_for_an_array(access: tuple) -> None:
+    regressor = EntityEmbeddingRegressor(**FAST, crosses=1).fit(access[0].to_numpy(), access[1])
+    assert regressor.get_feature_names_out()[-1] == "x1_x_x2"
+    assert regressor.get_feature_names_out(["a", "b", "c"])[-1] == "b_x_c"
+
+
+def test_stored_and_loaded(access: tuple, regressor: EntityEmbeddingRegressor, tmp_path: Path) -> None:
+    regressor.save(tmp_path / "s")
+    loaded = EntityEmbeddingRegressor.load(tmp_path / "s")
+    assert loaded.embeddings_.equals(regressor.embeddings_)
+    assert np.array_equal(loaded.transform(access[0]), regressor.transform(access[0]))
+    assert EmbeddingSet.load(tmp_path / "s").subset(["who"]).crosses == ()
+    assert EmbeddingSet.load(tmp_path / "s").subset(["who", "what"]).crosses[0].features == ("who", "what")
+    manifest = (tmp_path / "s" / "v000001" / "manifest.json").read_text()
+    assert f'"format_version": {FORMAT_VERSION}' in manifest
+    path = tmp_path / "s" / "v000001" / "crosses" / "0.parquet"
+    path.write_bytes(path.read_bytes().replace(b"count", b"c0unt"))
+    with pytest.raises(StoreError, match=r"crosses/0\.parquet"):
+        EmbeddingSet.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("layout", ["wide", "vector"])
+def test_batch_jobs_put_them_out(
+    access: tuple, regressor: EntityEmbeddingRegressor, tmp_path: Path, layout: str
+) -> None:
+    regressor.save(tmp_path / "s")
+    access[0].to_parquet(tmp_path / "rows.parquet")
+    transform_dataset(tmp_path / "s", tmp_path / "rows.parquet", tmp_path / "out", layout=layout)
+    found = pq.read_table(tmp_path / "out")["who_x_what"].to_numpy()
+    assert np.array_equal(found, regressor.transform(access[0])[:, -1])
+
+
+def test_old_combinations_stay_when_categories_are_added(access: tuple) -> None:
+    X, y = access
+    grown = EntityEmbeddingRegressor(**FAST, crosses=1).fit(X, y)
+    before = grown.transform(X)
+    grown.extend(X[:50].assign(who="100"), y[:50])
+    assert "100" in grown.categories_[1]
+    assert np.array_equal(grown.transform(X), before)
+    assert not grown.transform(X[:50].assign(who="100"))[:, -1].any()
+
+
+def test_exported_as_text_and_not_as_sql(regressor: EntityEmbeddingRegressor, tmp_path: Path) -> None:
+    export_tables(regressor.embeddings_, tmp_path)
+    pairs = pq.read_table(tmp_path / "who_x_what.parquet")
+    (cross,) = regressor.embeddings_.crosses
+    place = pairs["first"].to_pylist().index("7")
+    rows = pd.DataFrame({"place": ["1"], "who": ["7"], "what": [pairs["second"][place].as_py()]})
+    assert regressor.transform(rows)[0, -1] == pairs["who_x_what"][place].as_py() != 0
+    assert pairs.num_rows == len(cross.pairs)
+    with pytest.raises(InputError, match="a SQL join has no numbers of combinations"):
+        join_query(regressor.embeddings_, dialect="duckdb")
+
+
+def test_rows_in_files_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedkit.learning.numeric.MAX_SORTED_ROWS", 10)
+    pq.write_table(pa.table({"a": ["x", "y"] * 10, "y": np.arange(20.0)}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="crosses are learned from rows in memory"):
+        EntityEmbeddingRegressor(crosses=1).fit(tmp_path / "rows.parquet", "y")
+
+
+@pytest.mark.parametrize("crosses", [-1, 1.5, "auto", None, True])
+def test_what_crosses_may_be(access: tuple, crosses: object) -> None:
+    with pytest.raises(InputError, match=f"crosses must be a whole number of at least 0, got {crosses!r}"):
+        EntityEmbeddingRegressor(crosses=crosses).fit(*access)
+
+
+def test_parts_of_a_cross_must_fit() -> None:
+    with pytest.raises(InputError, match="as many rows"):
+        Cross(("a", "b"), np.zeros((2, 2)), np.ones(2), np.zeros((1, 1)))
+    with pytest.raises(InputError, match="sorted and unique"):
+        Cross(("a", "b"), np.zeros((2, 2)), np.ones(2), np.zeros((2, 1)))
+    table = Cross(("a", "b"), np.array([[0, 1]]), np.ones(1), np.ones((1, 1))).to_arrow()
+    with pytest.raises(InputError, match="must be in columns"):
+        Cross.from_arrow(["a", "c"], table)
+    with pytest.raises(InputError, match="must be in columns"):
+        Cross.from_arrow(["a", "b"], table.drop_columns(["second"]))
+
+
+def test_a_cross_is_of_categories_of_the_set(regressor: EntityEmbeddingRegressor) -> None:
+    tables, far = regressor.embeddings_.values(), np.array([[0, 1_000]])
+    for features in (("who", "what"), ("who", "when")):
+        with pytest.raises(InputError, match="must be of categories of two of the features"):
+            EmbeddingSet(tables, crosses=[Cross(features, far, np.ones(1), np.ones((1, 1)))])
