@@ -276,20 +276,18 @@ def _used_columns(
     return used
 
 
-def check_output(root: str | os.PathLike, data: str | os.PathLike) -> None:
+def check_output(root: str | os.PathLike) -> None:
     """Make sure that a stored set can be written, before the work that leads to it; leaves nothing behind.
 
     Parameters
     ----------
     root : path or URI
         Root of a stored set, to be made or to get another version.
-    data : path or URI
-        What is learned from.
 
     Raises
     ------
     OutputError
-        If it cannot be written, is there and is no stored set, or would be read with the data next time.
+        If it cannot be written, or is there and is no stored set.
     StoreError
         If it is a stored set that is damaged.
     """
@@ -297,11 +295,7 @@ def check_output(root: str | os.PathLike, data: str | os.PathLike) -> None:
     if "://" in root:
         store.versions(root)
         return
-    from embedkit.serving.sources import finds
-
     path = Path(root)
-    if finds(data, os.path.realpath(path / "v000001/tables/x.parquet")):
-        raise OutputError(f"cannot write to {root}: it lies in {data}, whose rows are learned from")
     if path.exists() and not path.is_dir():
         raise OutputError(f"cannot write to {root}: it is a file, choose another name")
     if path.is_dir() and any(path.iterdir()):

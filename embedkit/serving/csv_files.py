@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import fs
 
 from embedkit.errors import InputError, first_line
@@ -55,8 +54,6 @@ def read_csv(
 def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
     """All of a local CSV file; columns that are named in `text` as text, the others as they look.
 
-    Whole numbers of more than 63 bits are text: as floating point, ids would merge with their neighbours.
-
     Raises
     ------
     InputError
@@ -66,28 +63,11 @@ def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
     """
     from pyarrow import csv
 
-    def read(text: Iterable[str]) -> pa.Table:
-        stream = _CountsQuotes(_open_text(fs.LocalFileSystem(), str(path)))
-        table = csv.read_csv(pa.PythonFile(stream), **_options(None, dict.fromkeys(text, pa.string())))
-        if stream.quotes % 2:
-            _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
-        return table
-
-    table = read(text)
-    large = [i for i, column in enumerate(table.columns) if _is_large(column)]
-    if large:
-        as_text = read([*text, *(table.column_names[i] for i in large)])
-        for i in large:
-            if pc.all(pc.match_substring_regex(as_text.column(i), r"^[+-]?\d+$")).as_py():
-                table = table.set_column(i, table.field(i).name, as_text.column(i))
+    stream = _CountsQuotes(_open_text(fs.LocalFileSystem(), str(path)))
+    table = csv.read_csv(pa.PythonFile(stream), **_options(None, dict.fromkeys(text, pa.string())))
+    if stream.quotes % 2:
+        _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
     return table
-
-
-def _is_large(column: pa.ChunkedArray) -> bool:
-    """Whether floating-point numbers may stand for whole ones that Arrow has no integers for."""
-    if not pa.types.is_floating(column.type):
-        return False
-    return (pc.max(pc.abs(column)).as_py() or 0) >= 2.0**63
 
 
 def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:

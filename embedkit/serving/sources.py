@@ -108,12 +108,9 @@ def open_source(location: str | os.PathLike) -> Source:
 
 
 def finds(location: str | os.PathLike, path: str) -> bool:
-    """Whether a local file of that path, without links, would be read with a dataset."""
+    """Whether a file of that path, without links, would be read with a local dataset."""
     root, pattern = _split_pattern(os.fspath(location))
-    system, directory = _resolve(root)
-    directory = os.path.realpath(directory)
-    if not isinstance(system, fs.LocalFileSystem):
-        return False
+    directory = os.path.realpath(_resolve(root)[1])
     if os.path.commonpath([directory, path]) != directory or not os.path.isdir(directory):
         return False
     return _is_wanted(os.path.relpath(path, directory), pattern)
