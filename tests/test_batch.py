@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from embedkit import store
 from embedkit.errors import InputError, OutputError
+from embedkit.files import read_table
 from embedkit.serving import engines
 from embedkit.serving.batch import transform_dataset, verify_output
 from embedkit.serving.output import JobFolder
@@ -435,6 +436,25 @@ def test_a_quote_that_is_not_closed_is_found_in_every_column(
     path.write_bytes(packed(b'store,id,note\n5,1,ok\n5,2,"bad\n5,3,ok\n'))
     with pytest.raises(InputError, match="ends inside a quoted cell"):
         transform_dataset(embedding_set, path, tmp_path / "out", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("lines", "stores"),
+    [
+        ("store\n5\n\n6\n\n", [5, None, 6, None]),
+        ("\r\nstore\r\n\r\n5\r\n", [None, 5]),
+        ('"store"\n\n5\n', [None, 5]),
+        ("store,note\n5,a\n\n6,b\n\n", [5, 6]),
+    ],
+)
+def test_an_empty_line_of_csv_is_a_missing_value_where_there_is_one_column(
+    tmp_path: Path, lines: str, stores: list[int | None]
+) -> None:
+    embedding_set = make_set(numerics=False).subset(["store"])
+    (tmp_path / "a.csv").write_bytes(lines.encode())
+    assert transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out").rows == len(stores)
+    assert read(tmp_path / "out")["store"].to_pylist() == stores
+    assert read_table(tmp_path / "a.csv")["store"].to_pylist() == stores
 
 
 def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """CSV files: the types of their columns, batches of their rows, and quotes that nobody closed."""
 
+import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from pyarrow import fs
 from embedkit.errors import InputError, first_line
 from embedkit.serving.sources import READ_ERRORS, Source, SourceFile
 
+_HEADER = 1 << 16  # bytes in which the names of columns are looked for
+
 
 def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType]) -> pa.Schema:
     """Columns of a CSV file, with the given types or those that its beginning suggests."""
     try:
-        with _open_csv(_open_text(source.system, file.path), None, types) as reader:
+        with _open_csv(source.system, file.path, None, types) as reader:
             return reader.schema
     except READ_ERRORS as error:
         raise InputError(
@@ -38,7 +41,7 @@ def read_csv(
     number = 0
     try:
         stream = _CountsQuotes(_open_text(source.system, file.path))
-        with _open_csv(pa.PythonFile(stream), columns, types) as reader:
+        with _open_csv(source.system, file.path, columns, types, pa.PythonFile(stream)) as reader:
             for number, batch in enumerate(reader):
                 yield f"{file.path}, block {number}", batch
         if stream.quotes % 2:
@@ -61,10 +64,11 @@ def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
     pyarrow.ArrowException
         If it cannot be read otherwise.
     """
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
-    stream = _CountsQuotes(_open_text(fs.LocalFileSystem(), str(path)))
-    table = csv.read_csv(pa.PythonFile(stream), **_options(None, dict.fromkeys(text, pa.string())))
+    system, types = fs.LocalFileSystem(), dict.fromkeys(text, pa.string())
+    stream = _CountsQuotes(_open_text(system, str(path)))
+    table = arrow_csv.read_csv(pa.PythonFile(stream), **_options(system, str(path), None, types))
     if stream.quotes % 2:
         _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
     return table
@@ -82,9 +86,9 @@ def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
 
 def _last_row(source: Source, file: SourceFile) -> pa.RecordBatch:
     """All cells of the last row of a CSV file, as text."""
-    with _open_csv(_open_text(source.system, file.path), None, {}) as reader:
+    with _open_csv(source.system, file.path, None, {}) as reader:
         types = dict.fromkeys(reader.schema.names, pa.string())
-    with _open_csv(_open_text(source.system, file.path), None, types) as reader:
+    with _open_csv(source.system, file.path, None, types) as reader:
         rows = pa.RecordBatch.from_pylist([], schema=reader.schema)
         for batch in reader:
             rows = batch if batch.num_rows else rows
@@ -116,18 +120,39 @@ def _open_text(system: fs.FileSystem, path: str) -> pa.NativeFile:
 
 
 def _open_csv(
-    stream: pa.NativeFile, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
+    system: fs.FileSystem,
+    path: str,
+    columns: Sequence[str] | None,
+    types: Mapping[str, pa.DataType],
+    stream: pa.NativeFile | None = None,
 ) -> "pa.csv.CSVStreamingReader":
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
-    return csv.open_csv(stream, **_options(columns, types))
+    options = _options(system, path, columns, types)
+    return arrow_csv.open_csv(_open_text(system, path) if stream is None else stream, **options)
 
 
-def _options(columns: Sequence[str] | None, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
-    """How all CSV files are read."""
-    from pyarrow import csv
+def _options(
+    system: fs.FileSystem, path: str, columns: Sequence[str] | None, types: Mapping[str, pa.DataType]
+) -> dict[str, Any]:
+    """How all CSV files are read; an empty line of one with a single column is a missing value."""
+    from pyarrow import csv as arrow_csv
 
-    convert = csv.ConvertOptions(
-        column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
-    )
-    return {"parse_options": csv.ParseOptions(newlines_in_values=True), "convert_options": convert}
+    names, empty_lines = _header(system, path)
+    is_single = len(names) == 1
+    return {
+        "read_options": arrow_csv.ReadOptions(skip_rows=empty_lines if is_single else 0),
+        "parse_options": arrow_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=not is_single),
+        "convert_options": arrow_csv.ConvertOptions(
+            column_types=dict(types), include_columns=columns, strings_can_be_null=True, check_utf8=True
+        ),
+    }
+
+
+def _header(system: fs.FileSystem, path: str) -> tuple[list[str], int]:
+    """Names of the columns of a CSV file, and the number of empty lines before them."""
+    with _open_text(system, path) as stream:
+        data = stream.read(_HEADER)
+    header = data.lstrip(b"\r\n")
+    lines = io.StringIO(header.decode("utf-8-sig", "replace"), newline="")
+    return next(csv.reader(lines), []), len(data[: len(data) - len(header)].splitlines())
