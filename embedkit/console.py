@@ -238,12 +238,11 @@ def worst(store: str, version: str | None, data: str, target: Sequence[str], lim
     from embedkit.predictors import load_predictor
 
     predictor = load_predictor(store, version)
-    names = [head["name"] for head in predictor.embeddings_.metadata["heads"]]
     rows = files.read_training(
         data,
-        target or names,
+        target or [head["name"] for head in predictor.embeddings_.metadata["heads"]],
         columns=predictor.embeddings_.metadata["feature_names_in"],
-        text=predictor.embeddings_.text_features,
+        types=predictor.embeddings_.types_in,
     )
     lines = ["Rows with the highest loss:", _frame(predictor.top_losses(rows.X, rows.y, limit))]
     lines += ["Categories that cost the most above the average:"]

@@ -100,7 +100,7 @@ class TrainingData:
         return EntityEmbeddingEncoder(target_type=task, **parameters)
 
 
-def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
+def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
     """Read a CSV or Parquet file.
 
     Parameters
@@ -108,8 +108,9 @@ def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
     path : path
         A file whose name ends in ``.parquet``, ``.csv`` or ``.csv.gz``, or a directory of Parquet files.
         Empty cells of a CSV file, and the usual marks (NA, NULL, nan), are missing values.
-    text : iterable of str
-        Columns of a CSV file that are text also where all their cells look like numbers.
+    types : mapping of str to pa.DataType, optional
+        Types of columns of a CSV file, where they are known. Others are what their cells look like; whole
+        numbers are text if some begin with 0 or have more than 63 bits.
 
     Returns
     -------
@@ -129,7 +130,7 @@ def read_table(path: str | os.PathLike, text: Iterable[str] = ()) -> pa.Table:
     if not (is_csv or path.is_dir() or path.suffix.lower() == ".parquet"):
         raise InputError(f"{path} is of an unknown kind: give a file named .csv, .csv.gz or .parquet")
     try:
-        table = read_whole_csv(path, text) if is_csv else _read_parquet(path)
+        table = read_whole_csv(path, types or {}) if is_csv else _read_parquet(path)
     except (pa.ArrowException, OSError, EOFError) as error:
         kind = "CSV" if is_csv else "Parquet"
         reason = first_line(error)
@@ -149,13 +150,13 @@ def read_training(
     drop: Sequence[str] = (),
     weight: str | None = None,
     skip_missing_target: bool = False,
-    text: Iterable[str] = (),
+    types: Mapping[str, pa.DataType] | None = None,
 ) -> TrainingData:
     """Read rows to learn from.
 
     Parameters
     ----------
-    path, text
+    path, types
         See `read_table`.
     target : sequence of str
         What is to be predicted: one column or several.
@@ -179,7 +180,7 @@ def read_training(
     InputError
         If the file cannot be read, lacks a column, or has weights that are no weights.
     """
-    table = read_table(path, text)
+    table = read_table(path, types)
     used = _used_columns(path, table, target, columns, categorical, drop, weight)
     table = _with_target(path, table, target, skip_missing_target)
     return TrainingData(

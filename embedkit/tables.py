@@ -137,6 +137,12 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         """Features learned as text: every cell of a column of Python objects becomes one."""
         return tuple(name for name, part in self.items() if type_family(part.categories.type) == "string")
 
+    @property
+    def types_in(self) -> dict[str, pa.DataType]:
+        """Types of the columns that go in, as they were learned; numbers are float64."""
+        types = {feature: table.categories.type for feature, table in self.items()}
+        return types | {column.feature: pa.float64() for column in self.numerics}
+
     def subset(self, features: str | Iterable[str]) -> "EmbeddingSet":
         """Keep one or some of the features, categorical or numeric, in the order of this set.
 

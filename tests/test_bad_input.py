@@ -133,6 +133,15 @@ def test_the_index_column_of_a_csv_file_is_not_learned_from(shops: pa.Table, tmp
     assert read.X.column_names == ["shop", "town", "open", "distance"]
 
 
+def test_ids_of_csv_that_numbers_would_change_are_categories(tmp_path: Path) -> None:
+    lines = [f"{i % 5:03},{12345678901234567890 + i % 7},{i}.5\n" for i in range(70)]
+    (tmp_path / "rows.csv").write_text("zip,id,sales\n" + "".join(lines))
+    rows = files.open_training(str(tmp_path / "rows.csv"), ["sales"])
+    model = rows.estimator(**FAST).fit(rows.X, rows.y)
+    assert model.embeddings_["zip"].categories.to_pylist() == ["000", "001", "002", "003", "004"]
+    assert model.embeddings_["id"].vocabulary.cardinality == 7
+
+
 def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("town,sales\n" + '"Bad\nHomburg",1.5\n' * 100_000)
     read = files.read_training(tmp_path / "rows.csv", ["sales"])

@@ -457,6 +457,33 @@ def test_an_empty_line_of_csv_is_a_missing_value_where_there_is_one_column(
     assert read_table(tmp_path / "a.csv")["store"].to_pylist() == stores
 
 
+def test_ids_of_csv_do_not_fall_together(tmp_path: Path) -> None:
+    embedding_set = make_set(numerics=False).subset(["store"])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("store,zip,id,size\n5,107,3,1e19\n")
+    wide = ["12345678901234567890", "12345678901234567891"]
+    (tmp_path / "in" / "b.csv").write_text(f"store,zip,id,size\n6,007,{wide[0]},0\n,,,\n7,7,{wide[1]},0.5\n")
+    transform_dataset(embedding_set, tmp_path / "in", tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert found["store"].to_pylist() == [5, 6, None, 7]
+    assert found["zip"].to_pylist() == ["107", "007", None, "7"]
+    assert found["id"].to_pylist() == ["3", wide[0], None, wide[1]]
+    assert found["size"].to_pylist() == [1e19, 0, None, 0.5]
+    whole = read_table(tmp_path / "in" / "b.csv")
+    assert whole["zip"].to_pylist() == ["007", None, "7"]
+    assert whole["id"].to_pylist() == [wide[0], None, wide[1]]
+
+
+@pytest.mark.parametrize("rows", [1, 600_000])
+def test_an_id_of_csv_that_is_not_of_the_type_that_was_learned(tmp_path: Path, rows: int) -> None:
+    embedding_set = make_set(numerics=False).subset(["store"])
+    (tmp_path / "a.csv").write_text("note,store\n" + "x,5\n" * rows + "x,12345678901234567890\n")
+    with pytest.raises(
+        InputError, match=r"a\.csv.*column 'store'.*int64: invalid value '12345678901234567890'"
+    ):
+        transform_dataset(embedding_set, tmp_path / "a.csv", tmp_path / "out")
+
+
 def test_cells_of_csv_may_hold_line_breaks(tmp_path: Path) -> None:
     embedding_set = make_set(numerics=False).subset(["store"])
     (tmp_path / "a.csv").write_text("store,note\n" + '5,"one\ntwo"\n' * 200_000)

@@ -2,11 +2,14 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs
 
 from embedkit.errors import InputError, first_line
@@ -19,10 +22,13 @@ def csv_schema(source: Source, file: SourceFile, types: Mapping[str, pa.DataType
     """Columns of a CSV file, with the given types or those that its beginning suggests."""
     try:
         with _open_csv(source.system, file.path, None, types) as reader:
-            return reader.schema
+            schema, batches = reader.schema, list(islice(reader, 1))
+        table = pa.Table.from_batches(batches, schema)
+        ids = dict.fromkeys(_ids(source.system, file.path, table, types, 1), pa.string())
+        return pa.schema([field.with_type(ids.get(field.name, field.type)) for field in schema])
     except READ_ERRORS as error:
         raise InputError(
-            f"{file.path} is not a readable CSV file ({first_line(error)}): repair it"
+            f"{file.path} is not a readable CSV file ({_reason(source.system, file.path, error)}): repair it"
         ) from error
 
 
@@ -48,14 +54,14 @@ def read_csv(
             _check_closed(file.path, _last_row(source, file))
     except READ_ERRORS as error:
         raise InputError(
-            f"{file.path}, after block {number}, cannot be read ({first_line(error)}): repair the file and "
-            "resume; or leave the column out with columns, if it is one that is only copied: its first block "
-            "decides on its type"
+            f"{file.path}, after block {number}, cannot be read "
+            f"({_reason(source.system, file.path, error)}): repair the file and resume; or leave the column "
+            "out with columns, if it is one that is only copied: its first block decides on its type"
         ) from error
 
 
-def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
-    """All of a local CSV file; columns that are named in `text` as text, the others as they look.
+def read_whole_csv(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """All of a local CSV file; columns with the given types, the others as they look.
 
     Raises
     ------
@@ -66,12 +72,51 @@ def read_whole_csv(path: Path, text: Iterable[str]) -> pa.Table:
     """
     from pyarrow import csv as arrow_csv
 
-    system, types = fs.LocalFileSystem(), dict.fromkeys(text, pa.string())
+    system = fs.LocalFileSystem()
     stream = _CountsQuotes(_open_text(system, str(path)))
-    table = arrow_csv.read_csv(pa.PythonFile(stream), **_options(system, str(path), None, types))
+    try:
+        table = arrow_csv.read_csv(pa.PythonFile(stream), **_options(system, str(path), None, types))
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(_reason(system, str(path), error)) from error
     if stream.quotes % 2:
         _check_closed(str(path), table.slice(max(table.num_rows - 1, 0)))
-    return table
+    ids = dict.fromkeys(_ids(system, str(path), table, types), pa.string())
+    return read_whole_csv(path, {**types, **ids}) if ids else table
+
+
+def _ids(
+    system: fs.FileSystem,
+    path: str,
+    table: pa.Table,
+    types: Mapping[str, pa.DataType],
+    blocks: int | None = None,
+) -> set[str]:
+    """Columns of `table`, not in `types`, whose cells would fall together as numbers.
+
+    These are whole numbers, some of which begin with 0 or some of which need more than 63 bits.
+    """
+    columns = [pair for pair in zip(table.column_names, table.columns, strict=True) if pair[0] not in types]
+    whole = {name for name, column in columns if column.type == pa.int64()}
+    wide = {name for name, column in columns if _is_wide(column)}
+    if not (found := whole | wide):
+        return set()
+    padded = set()
+    with _open_csv(system, path, list(found), dict.fromkeys(found, pa.string())) as reader:
+        for batch in islice(reader, blocks):
+            cells = {name: pc.utf8_trim_whitespace(batch[name]) for name in found}
+            padded |= {name for name in whole if _any_matches(cells[name], "^-?0[0-9]")}
+            wide -= {name for name in wide if _any_matches(cells[name], "^-?[0-9]*[^-0-9]")}
+    return padded | wide
+
+
+def _is_wide(column: pa.ChunkedArray) -> bool:
+    """Whether Arrow took a column for floats and found some that no int64 holds."""
+    largest = pc.max(pc.abs(column)).as_py() if column.type == pa.float64() else None
+    return largest is not None and largest >= 2**63
+
+
+def _any_matches(cells: pa.Array, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(cells, pattern)).as_py())
 
 
 def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
@@ -82,6 +127,15 @@ def _check_closed(path: str, last: pa.Table | pa.RecordBatch) -> None:
     cells = [cell for cells in last.to_pydict().values() for cell in cells]
     if any(isinstance(cell, str) and "\n" in cell for cell in cells):
         raise InputError(f"{path} ends inside a quoted cell: look for a quote that is not closed")
+
+
+def _reason(system: fs.FileSystem, path: str, error: BaseException) -> str:
+    """What an error of Arrow says, with the name of the column."""
+
+    def name(match: re.Match) -> str:
+        return f"In column {_header(system, path)[0][int(match[1])]!r}"
+
+    return re.sub(r"In CSV column #(\d+)", name, first_line(error))
 
 
 def _last_row(source: Source, file: SourceFile) -> pa.RecordBatch:

@@ -57,8 +57,7 @@ def make_plan(
     InputError
         If a file cannot be read, lacks a column, or has it in a type that does not go with the first file's.
     """
-    types = {feature: table.categories.type for feature, table in embedding_set.items()}
-    types |= {column.feature: pa.float64() for column in embedding_set.numerics}
+    types = embedding_set.types_in
     infos = _inspect(source, types)
     partition_by = None if partition_by is None else tuple(partition_by)
     kept_names = _kept_names(infos[0], embedding_set, columns, replace, partition_by)
@@ -104,7 +103,15 @@ def _inspect(source: Source, types: dict[str, pa.DataType]) -> list[_FileInfo]:
             return _FileInfo(file, schema, groups, fingerprint(source, file, footer.serialized_size))
 
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        return list(pool.map(look, source.files))
+        infos = list(pool.map(look, source.files))
+    return _alike(infos) if source.format == "csv" else infos
+
+
+def _alike(infos: Sequence[_FileInfo]) -> list[_FileInfo]:
+    """What is text in one CSV file is text in all: nothing but its cells says so."""
+    text = {field.name: field.type for info in infos for field in info.schema if field.type == pa.string()}
+    schemas = [pa.schema([f.with_type(text.get(f.name, f.type)) for f in info.schema]) for info in infos]
+    return [replace_fields(info, schema=schema) for info, schema in zip(infos, schemas, strict=True)]
 
 
 def _kept_names(
