@@ -238,15 +238,27 @@ def worst(store: str, version: str | None, data: str, target: Sequence[str], lim
     from embedkit.predictors import load_predictor
 
     predictor = load_predictor(store, version)
+    learned = predictor.embeddings_
+    target = target or [head["name"] for head in learned.metadata["heads"]]
     rows = files.read_training(
         data,
-        target or [head["name"] for head in predictor.embeddings_.metadata["heads"]],
-        columns=predictor.embeddings_.metadata["feature_names_in"],
-        types=predictor.embeddings_.types_in,
+        target,
+        columns=learned.metadata["feature_names_in"],
+        types=_target_types(target, learned.metadata["heads"]) | learned.types_in,
     )
     lines = ["Rows with the highest loss:", _frame(predictor.top_losses(rows.X, rows.y, limit))]
     lines += ["Categories that cost the most above the average:"]
     return "\n".join([*lines, _frame(predictor.category_losses(rows.X, rows.y).head(limit))])
+
+
+def _target_types(names: Sequence[str], heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What to read targets of a CSV file as: classes of text may look like numbers."""
+    import numpy as np
+    import pyarrow as pa
+
+    types = {"U": pa.string(), "f": pa.float64()}
+    kinds = [np.dtype(head["classes_dtype"] or float).kind for head in heads]
+    return {name: types[kind] for name, kind in zip(names, kinds, strict=False) if kind in types}
 
 
 def drift_summary(changes: "pd.DataFrame", limit: int) -> str:

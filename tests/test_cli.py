@@ -391,6 +391,18 @@ def test_the_worst_rows_of_a_csv_file_are_read_as_they_were_learned(tmp_path: Pa
     assert "01234" in found
 
 
+@pytest.mark.parametrize(
+    "classes", [["1", "2"], ["01", "02", "003"], ["true", "false"], [1, 2], [True, False]]
+)
+def test_the_classes_of_a_csv_file_are_read_as_they_were_learned(tmp_path: Path, classes: list) -> None:
+    rows = pa.table({"town": ["a", "b"] * 60, "kind": classes * (120 // len(classes))})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    pacsv.write_csv(rows, tmp_path / "rows.csv", pacsv.WriteOptions(quoting_style="none"))
+    run("fit", tmp_path / "rows.parquet", "--target", "kind", "--out", tmp_path / "s", "-q", *FAST)
+    found = run("inspect", tmp_path / "s", "--worst", tmp_path / "rows.csv").output
+    assert found == run("inspect", tmp_path / "s", "--worst", tmp_path / "rows.parquet").output
+
+
 def test_options_that_would_do_nothing_are_refused(stored: Path, tmp_path: Path) -> None:
     assert "--target is for --worst" in run("inspect", stored, "--target", "sales", code=2).stderr
     line = error_line("export", stored, "--features", "distance", "--out", tmp_path / "out")
