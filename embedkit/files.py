@@ -122,8 +122,9 @@ def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None 
         If the file is not there, is of another kind, cannot be read, has no rows, or repeats a column name.
     """
     from embedkit.serving.csv_files import read_whole_csv
+    from embedkit.serving.sources import check_name
 
-    path = Path(path)
+    path = Path(check_name(os.fspath(path)))
     is_csv = path.name.lower().endswith(CSV_SUFFIXES)
     if not path.exists():
         raise InputError(f"{path} does not exist: give a .csv or .parquet file")

@@ -1,5 +1,6 @@
 """Settings of batch jobs: from Python, from the command line and from a file; what is refused."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from click.testing import CliRunner
 from embedkit.cli import main
 from embedkit.cli import transform as transform_command
 from embedkit.errors import InputError, OutputError
+from embedkit.files import read_table
 from embedkit.serving.batch import transform_dataset
 from embedkit.serving.config import load_job
 from embedkit.serving.output import JobFolder
+from embedkit.serving.sources import open_source
 from embedkit.tables import EmbeddingSet
 
 
@@ -190,6 +193,7 @@ def test_too_many_open_files_are_one_error_that_says_so(tmp_path: Path, source: 
 import resource, sys
 from pathlib import Path
 from batch_data import make_set
+from embedkit.files import read_table
 from embedkit.serving.batch import transform_dataset
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 transform_dataset(make_set(), sys.argv[1], sys.argv[2], partition_by=["id"])
@@ -337,6 +341,36 @@ def test_a_uri_of_a_local_file_is_its_path(tmp_path: Path, source: Path, embeddi
     refused = CliRunner().invoke(main, ["export", str(tmp_path / "s.embedkit"), "--out", output])
     assert refused.exit_code == 2
     assert "--out must be a local directory" in refused.output
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
+    strange = source / os.fsdecode(b"\xff.parquet")
+    try:
+        (source / "0.parquet").rename(strange)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    for data in (source, strange):
+        with pytest.raises(InputError, match=r"\\xff\.parquet' is no name in UTF-8: rename it"):
+            transform_dataset(embedding_set, data, tmp_path / "out")
+        with pytest.raises(InputError, match=r"\\xff\.parquet' is no name in UTF-8: rename it"):
+            read_table(data)
+    strange.rename(source / os.fsdecode(b"\xff.txt"))
+    assert transform_dataset(embedding_set, source, tmp_path / "out").files == 3
+
+
+def test_links_that_go_in_a_circle_are_not_followed(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet
+) -> None:
+    (source / "more").mkdir()
+    (tmp_path / "linked").mkdir()
+    (source / "3.parquet").rename(tmp_path / "linked" / "3.parquet")
+    (source / "more" / "linked").symlink_to(tmp_path / "linked")
+    (source / "more" / "up").symlink_to("..")
+    (source / "more" / "self").symlink_to(".")
+    (tmp_path / "linked" / "back").symlink_to(source)
+    assert transform_dataset(embedding_set, source, tmp_path / "out").files == 4
+    names = [file.name for file in open_source(source).files]
+    assert names == ["0.parquet", "1.parquet", "2.parquet", "more/linked/3.parquet"]
 
 
 def test_a_home_directory_in_a_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -87,7 +88,7 @@ def open_source(location: str | os.PathLike) -> Source:
     Raises
     ------
     InputError
-        If there are no files, or files of two formats.
+        If there are no files, or files of two formats, or a name is not UTF-8.
     """
     location = os.fspath(location)
     root, pattern = _split_pattern(location)
@@ -97,14 +98,46 @@ def open_source(location: str | os.PathLike) -> Source:
         return _of_one_format(system, [SourceFile(info.base_name, info.path, info.size)], location)
     if info.type != fs.FileType.Directory:
         raise InputError(f"{root} does not exist: give a file, a directory or a pattern that finds files")
-    selector = fs.FileSelector(path, recursive=pattern is None or "/" in pattern or "**" in pattern)
+    deep = pattern is None or "/" in pattern or "**" in pattern
+    if isinstance(system, fs.LocalFileSystem):
+        found = [name for name in _names_below(path, deep) if _is_wanted(name, pattern) and _format(name)]
+        children = system.get_file_info([check_name(os.path.join(path, name)) for name in found])
+    else:
+        children = system.get_file_info(fs.FileSelector(path, recursive=deep))
     files = [
         SourceFile(child.path[len(path.rstrip("/")) + 1 :], child.path, child.size)
-        for child in system.get_file_info(selector)
+        for child in children
         if child.type == fs.FileType.File
     ]
     files = [file for file in files if _is_wanted(file.name, pattern)]
-    return _of_one_format(system, [file for file in files if _format(file) is not None], location)
+    return _of_one_format(system, [file for file in files if _format(file.name) is not None], location)
+
+
+def check_name(path: str) -> str:
+    """The path of a local file, if Arrow can open it; InputError where it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{os.fsencode(path)!r} is no name in UTF-8: rename it, or leave it out") from None
+    return path
+
+
+def _names_below(root: str, deep: bool) -> Iterator[str]:
+    """Paths of files below a local directory; hidden ones are left out, and links to where they are in."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): give access to it") from error
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        yield from (os.path.join(folder, name)[len(root.rstrip("/")) + 1 :] for name in names)
+        visible = [name for name in folders if deep and not name.startswith((".", "_"))]
+        folders[:] = [name for name in visible if not _is_loop(os.path.join(folder, name))]
+
+
+def _is_loop(folder: str) -> bool:
+    """Whether a directory is a link to one that it is in."""
+    parents = Path(folder).parents
+    return os.path.islink(folder) and os.path.realpath(folder) in map(os.path.realpath, parents)
 
 
 def finds(location: str | os.PathLike, path: str) -> bool:
@@ -227,7 +260,7 @@ def require_columns(file: SourceFile, wanted: Sequence[str], available: Sequence
 
 def _resolve(location: str) -> tuple[fs.FileSystem, str]:
     if "://" not in location:
-        return fs.LocalFileSystem(), os.path.abspath(location)
+        return fs.LocalFileSystem(), check_name(os.path.abspath(location))
     try:
         return fs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError) as error:
@@ -240,7 +273,7 @@ def _is_wanted(name: str, pattern: str | None) -> bool:
 
 
 def _of_one_format(system: fs.FileSystem, files: Sequence[SourceFile], location: str) -> Source:
-    formats = {_format(file) for file in files}
+    formats = {_format(file.name) for file in files}
     if len(formats) != 1 or None in formats:
         raise InputError(
             f"{location} holds {len(files)} file(s) of format {sorted(map(str, formats))}: "
@@ -268,5 +301,5 @@ def _regex(pattern: str) -> str:
     )
 
 
-def _format(file: SourceFile) -> str | None:
-    return next((kind for suffix, kind in _SUFFIXES.items() if file.name.lower().endswith(suffix)), None)
+def _format(name: str) -> str | None:
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
