@@ -19,7 +19,7 @@ class StoreError(EmbedkitError, ValueError):
     """A stored set is damaged, or was written in a format that this version cannot read."""
 
 
-class StoreNotFoundError(StoreError, FileNotFoundError):
+class StoreNotFoundError(FileNotFoundError, StoreError):  # its __new__ must be that of OSError
     """There is no stored set, no such version of it, or no such file in it."""
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from batch_data import make_rows, make_set, tree, write_dataset
 
-from embedkit.errors import InputError
+from embedkit.errors import InputError, StoreNotFoundError
 from embedkit.serving import engines
 from embedkit.serving.batch import transform_dataset, verify_output
 from embedkit.serving.output import JobFolder
@@ -110,6 +110,14 @@ def test_dask_reports_the_error_of_a_unit(tmp_path: Path, rows: pa.Table) -> Non
     ):
         transform_dataset(make_set(), source, tmp_path / "out", columns=[], engine="dask", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_dask_reports_that_workers_find_no_set(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.store, "publish", lambda *_: None)
+    with pytest.raises(StoreNotFoundError, match="no stored set at"):
+        transform_dataset(make_set(), source, tmp_path / "out", engine="dask", workers=1)
 
 
 def test_dask_without_a_scheduler(tmp_path: Path, source: Path) -> None:
