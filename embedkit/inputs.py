@@ -134,7 +134,10 @@ def open_dataset(location: str | os.PathLike) -> "Dataset":
 
     source = open_source(location)
     if source.format != "parquet":
-        raise InputError(f"{os.fspath(location)} is no Parquet: convert it, or read all of it at once")
+        raise InputError(
+            f"{os.fspath(location)} is no Parquet: convert it; or give embedkit fit one .csv file, "
+            "without --stream"
+        )
     first = source.files[0]
     options = ds.FileSystemFactoryOptions(
         partition_base_dir=first.path.removesuffix(first.name),

@@ -133,6 +133,13 @@ def test_the_index_column_of_a_csv_file_is_not_learned_from(shops: pa.Table, tmp
     assert read.X.column_names == ["shop", "town", "open", "distance"]
 
 
+def test_a_directory_of_csv_files(shops: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    pacsv.write_csv(shops, tmp_path / "rows" / "a.csv")
+    with pytest.raises(InputError, match=r"is no Parquet: convert it; or give embedkit fit one \.csv file"):
+        files.open_training(str(tmp_path / "rows"), ["sales"])
+
+
 def test_ids_of_csv_that_numbers_would_change_are_categories(tmp_path: Path) -> None:
     lines = [f"{i % 5:03},{12345678901234567890 + i % 7},{i}.5\n" for i in range(70)]
     (tmp_path / "rows.csv").write_text("zip,id,sales\n" + "".join(lines))
