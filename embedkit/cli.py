@@ -75,7 +75,7 @@ def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
     """
     from embedkit import files
 
-    files.check_output(out)
+    files.check_output(out, data)
     rows = _read_rows(data, options)
     saved = {name: options.pop(name) for name in SAVING}
     began = time.perf_counter()

@@ -278,22 +278,32 @@ def _used_columns(
     return used
 
 
-def check_output(root: str | os.PathLike) -> None:
+def check_output(root: str | os.PathLike, data: str | None = None) -> None:
     """Make sure that a stored set can be written, before the work that leads to it; leaves nothing behind.
 
     Parameters
     ----------
     root : path or URI
         Root of a stored set, to be made or to get another version.
+    data : path or URI, optional
+        What is learned from.
 
     Raises
     ------
+    InputError
+        If the set would be read with the data.
     OutputError
         If it cannot be written, or is there and is no stored set.
     StoreError
         If it is a stored set that is damaged.
     """
+    from embedkit.serving.output import local_path
+    from embedkit.serving.sources import finds
+
     root = os.fspath(root)
+    local = None if data is None else local_path(root)
+    if local is not None and finds(data, os.path.realpath(f"{local}/v000001/tables/x.parquet")):
+        raise InputError(f"{root} lies in {data} and would be read with it: choose another place")
     if "://" in root:
         store.versions(root)
         return

@@ -206,6 +206,23 @@ def test_the_task_decides_what_is_stored(parquet_file: Path, target: list, task:
     assert type(rows.estimator(task)) is kind
 
 
+def test_a_set_among_its_own_rows_is_refused(shops: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    pq.write_table(shops, tmp_path / "rows" / "a.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "rows")
+    inside = ("--target", "sales", *FAST, "--out", tmp_path / "link" / "s.embedkit")
+    for data in (
+        tmp_path / "rows",
+        tmp_path / "link",
+        (tmp_path / "rows").as_uri(),
+        tmp_path / "rows" / "**",
+    ):
+        assert "and would be read with it: choose another place" in error_line("fit", data, *inside)
+        assert [path.name for path in (tmp_path / "rows").iterdir()] == ["a.parquet"]
+    run("fit", tmp_path / "rows" / "a.parquet", *inside)
+    run("fit", tmp_path / "rows" / "*.parquet", *inside)
+
+
 @pytest.mark.parametrize("left", [".tmp-0123", "v000001"])
 def test_a_store_that_was_killed_at_its_first_version_can_be_written(
     parquet_file: Path, tmp_path: Path, left: str

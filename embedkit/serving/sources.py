@@ -143,7 +143,10 @@ def _is_loop(folder: str) -> bool:
 def finds(location: str | os.PathLike, path: str) -> bool:
     """Whether a file of that path, without links, would be read with a local dataset."""
     root, pattern = _split_pattern(os.fspath(location))
-    directory = os.path.realpath(_resolve(root)[1])
+    system, directory = _resolve(root)
+    if not isinstance(system, fs.LocalFileSystem):
+        return False
+    directory = os.path.realpath(directory)
     if os.path.commonpath([directory, path]) != directory or not os.path.isdir(directory):
         return False
     return _is_wanted(os.path.relpath(path, directory), pattern)
