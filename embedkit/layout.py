@@ -127,11 +127,17 @@ def sha256(data: bytes) -> str:
 
 def _file_name(feature: str, taken: Mapping[str, bytes]) -> str:
     """A file name for any feature name, also where the file system ignores case."""
-    name = quote(feature, safe=" ")
+    name = plain_name(feature, _MAX_FILE_NAME)
     lowered = {PurePosixPath(file).name.lower() for file in taken}
-    if len(name) > _MAX_FILE_NAME or f"{name}.parquet".lower() in lowered:
+    if f"{name}.parquet".lower() in lowered:
         name = f"{name[:_MAX_FILE_NAME]}-{sha256(feature.encode())[:16]}"
     return f"{name}.parquet"
+
+
+def plain_name(text: str, longest: int = 200) -> str:
+    """A file name for any text; of one of more than `longest` bytes its beginning and a digest."""
+    name = quote(text, safe=" ")
+    return name if len(name) <= longest else f"{name[:longest]}-{sha256(text.encode())[:16]}"
 
 
 def _table_bytes(table: pa.Table, repeating: Sequence[str] = ()) -> bytes:

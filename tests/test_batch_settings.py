@@ -343,6 +343,16 @@ def test_a_uri_of_a_local_file_is_its_path(tmp_path: Path, source: Path, embeddi
     assert "--out must be a local directory" in refused.output
 
 
+@pytest.mark.parametrize("length", [201, 255, 300])
+def test_a_name_that_leaves_no_room_for_the_folder_of_the_job(
+    tmp_path: Path, source: Path, embedding_set: EmbeddingSet, length: int
+) -> None:
+    with pytest.raises(OutputError, match=f"has {length} bytes: choose one of at most 200"):
+        transform_dataset(embedding_set, source, tmp_path / ("x" * length))
+    assert list(tmp_path.iterdir()) == [source]
+    transform_dataset(embedding_set, source, tmp_path / ("x" * 200))
+
+
 def test_names_that_are_not_utf8(tmp_path: Path, source: Path, embedding_set: EmbeddingSet) -> None:
     strange = source / os.fsdecode(b"\xff.parquet")
     try:

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from embedkit.cli import main
 from embedkit.errors import InputError, OutputError
 from embedkit.serving.batch import transform_dataset
+from embedkit.serving.export import export_tables
 from embedkit.serving.sql import export_sql, join_query
 from embedkit.tables import EmbeddingSet, EmbeddingTable, NumericColumn
 from embedkit.vocabulary import Vocabulary
@@ -239,6 +240,19 @@ def test_a_million_rows_are_the_same_everywhere(tmp_path: Path, postgres: list[s
         )
         found = ds.dataset(tmp_path / engine).to_table()
         same_bits(features(found, embedding_set), expected)
+
+
+def test_long_names_make_shorter_names_of_files(tmp_path: Path) -> None:
+    table, names = make_set()["store"], ["店" * 40, "店" * 40 + "b", "店" * 10]
+    tables = [
+        EmbeddingTable(Vocabulary(name, table.categories, table.counts), table.vectors) for name in names
+    ]
+    paths = export_tables(EmbeddingSet(tables), tmp_path / "tables")
+    assert [pq.read_table(path).schema.metadata[b"embedkit.feature"].decode() for path in paths] == names
+    assert paths[2].name == f"{'%E5%BA%97' * 10}.parquet"
+    paths = export_sql(EmbeddingSet(tables), tmp_path / "sql", dialect="duckdb")
+    assert len(set(paths)) == 5
+    assert all(path.name in (tmp_path / "sql" / "tables.sql").read_text() for path in paths[:3])
 
 
 def test_names_that_a_database_would_change_are_refused() -> None:

@@ -402,7 +402,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad.parquet cannot be read as Parquet"):
         model.fit(tmp_path / "bad.parquet", "y")
     (tmp_path / "rows.csv").write_text("a,y\n1,2\n")
-    with pytest.raises(InputError, match=r"rows.csv holds CSV: convert it"):
+    with pytest.raises(InputError, match=r"rows.csv is no Parquet"):
         model.fit(tmp_path / "rows.csv", "y")
     pq.write_table(pa.table({"y": [1.0, 2.0]}), tmp_path / "y.parquet")
     with pytest.raises(InputError, match="no column to learn from"):

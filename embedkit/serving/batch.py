@@ -38,6 +38,9 @@ COMPRESSIONS = ("none", "snappy", "lz4", "zstd")
 # That look whether rows are what they were: reading, not waiting for Python, is what takes time.
 _CHECKING_THREADS = 8
 # Whether the record of an earlier run is of a unit.
+# Bytes: the folder of a job beside it has a longer name, and few file systems take more than 255.
+_LONGEST_NAME = 200
+
 _IsOf = Callable[[Mapping[str, Any] | None, Unit], bool]
 
 
@@ -229,6 +232,11 @@ def _local(output: str | os.PathLike) -> str:
 def _check_output(folder: JobFolder, source: Source, input: str | os.PathLike) -> None:
     """Raise where the output holds the input or would be read with it, or holds what no job has written."""
     output = folder.output
+    if len(os.fsencode(output.name)) > _LONGEST_NAME:
+        raise OutputError(
+            f"the name of output {output} has {len(os.fsencode(output.name))} bytes: choose one of at most "
+            f"{_LONGEST_NAME}"
+        )
     if isinstance(source.system, fs.LocalFileSystem):
         for file in source.files:
             path = Path(os.path.realpath(file.path))

@@ -4,13 +4,13 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedkit.columns import EmbeddingTable
 from embedkit.errors import InputError, OutputError
+from embedkit.layout import plain_name
 from embedkit.serving.output import write_atomic
 from embedkit.tables import EmbeddingSet
 
@@ -71,7 +71,7 @@ def export_tables(
 
 
 def _path(directory: Path, name: str, suffix: str, taken: Mapping[Path, bytes]) -> Path:
-    path = directory / f"{quote(name, safe=' ')}.{suffix}"
+    path = directory / f"{plain_name(name)}.{suffix}"
     if str(path).lower() in map(str.lower, map(str, taken)):
         raise InputError(f"two features are called {name!r} up to case: export them one by one")
     return path

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from embedkit.columns import EmbeddingTable, NumericColumn
 from embedkit.errors import InputError, OutputError
+from embedkit.layout import plain_name
 from embedkit.serving.output import write_atomic
 from embedkit.tables import EmbeddingSet
 
@@ -133,7 +133,7 @@ def export_sql(
     query = join_query(embedding_set, dialect=dialect, source=source, keep=keep, prefix=prefix)
     script, contents = "", {}
     for feature, table in embedding_set.items():
-        file = f"{quote(prefix + feature, safe=' ')}.{syntax.extension}"
+        file = f"{plain_name(prefix + feature)}.{syntax.extension}"
         arrow = _storable(table, dialect)
         columns = ", ".join(
             f"{_name(syntax, field.name)} {_type(syntax, field.type)}" for field in arrow.schema
