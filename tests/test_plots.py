@@ -177,6 +177,14 @@ def test_lr_finder_has_both_plots() -> None:
     assert len(plot_lr_finder(range_test(with_accuracy=False)).axes) == 3
 
 
+def test_what_the_heading_of_a_range_test_says_is_drawn() -> None:
+    result = range_test()
+    figure = plot_lr_finder(result)
+    drawn = figure.axes[1].lines[2]
+    assert drawn.get_label().startswith("running median")
+    assert f"its lowest is {drawn.get_ydata()[len(result.lrs) // 5 :].min():.4g}" in figure.get_suptitle()
+
+
 def test_lr_finder_marks_every_suggestion_and_the_chosen_one() -> None:
     result = range_test()
     figure = plot_lr_finder(result)
@@ -206,7 +214,7 @@ def test_lr_finder_says_when_the_curve_is_no_good() -> None:
     figure = plot_lr_finder(result)
     assert "not to be relied on" in figure.get_suptitle()
     assert result.reason.split(":")[0] in " ".join(figure.get_suptitle().split())
-    assert len(figure.axes[1].lines) == 2  # no line for a chosen rate
+    assert len(figure.axes[1].lines) == 3  # no line for a chosen rate
     assert_nothing_is_clipped(figure)
     short = range_test(num_iter=5)
     assert short.suggestions == {}

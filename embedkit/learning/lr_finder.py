@@ -67,6 +67,11 @@ class LRFinderResult:
     reliable: bool
     reason: str
 
+    @property
+    def median_losses(self) -> np.ndarray:
+        """Running median of the losses, of shape (n_iterations,), by which the curve is judged."""
+        return _running_median(self.losses)[0]
+
 
 def find_lr(
     trainable: Trainable,
@@ -163,7 +168,7 @@ def find_lr(
 
 
 def suggest_minimum(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """The rate of the lowest loss, back one order of magnitude.
+    """The rate of the lowest loss, back one order of magnitude. Source: ``minimum`` in fastai 2.8.
 
     Parameters
     ----------
@@ -173,10 +178,6 @@ def suggest_minimum(lrs: np.ndarray, losses: np.ndarray) -> float:
     Returns
     -------
     float
-
-    References
-    ----------
-    fast.ai course, lesson 2; ``minimum`` in fastai 2.8.
     """
     return float(lrs[np.argmin(losses)] / 10)
 
@@ -211,6 +212,8 @@ def suggest_slide(
 ) -> float:
     """Slide an interval down from the highest rates until the slope is the same at both its ends.
 
+    Source: ``slide`` in fastai 2.8.
+
     Parameters
     ----------
     lrs, losses : ndarray of shape (n,), n more than `width`
@@ -225,10 +228,6 @@ def suggest_slide(
     -------
     float
         The rate at the low end of the last interval whose slopes differ.
-
-    References
-    ----------
-    ``slide`` in fastai 2.8.
     """
     # NOTE[fastai] takes the slope of the loss itself; relative to the first loss, units do not matter.
     slopes = np.gradient(losses) / (abs(losses[0]) or 1.0)

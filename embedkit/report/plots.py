@@ -245,13 +245,16 @@ def _figure(path: str | PathLike | BinaryIO | None, width: float, height: float)
 def _draw_loss(axes: "Axes", result: "LRFinderResult") -> None:
     axes.plot(result.lrs, result.losses, color=BLUE, alpha=0.4, linewidth=0.9, label="of each step")
     axes.plot(result.lrs, result.smoothed_losses, color=BLUE, linewidth=2, label="smoothed")
+    if len(result.lrs) > 2:
+        label = "running median, as judged above"
+        axes.plot(result.lrs, result.median_losses, color=GREEN, linewidth=1.2, label=label)
     # The explosion at the end would press all the rest flat.
     before = max(int(np.argmin(result.smoothed_losses)) + 1, len(result.lrs) // 5, 1)
     low, high = float(result.losses.min()), float(result.losses[:before].max())
     high = min(high + 0.4 * (high - low), float(result.losses.max()))
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     axes.set(xscale="log", ylabel="loss", ylim=(low - margin, high + margin))
-    axes.legend(**ABOVE)
+    axes.legend(**ABOVE | {"ncols": 3})
 
 
 def _draw_accuracy(axes: "Axes", result: "LRFinderResult") -> None:
