@@ -117,8 +117,8 @@ FEATURE = {
     ("changes", "message"),
     [
         (
-            {"format_version": 2},
-            "was written by a newer embedkit, in format version 2: this one reads up to 1, upgrade",
+            {"format_version": 3},
+            "was written by a newer embedkit, in format version 3: this one reads up to 2, upgrade",
         ),
         ({"format_version": "1"}, "manifest.json is damaged"),
         (
