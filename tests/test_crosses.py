@@ -178,10 +178,18 @@ def test_a_hidden_value_hides_its_combinations(access: tuple) -> None:
     assert unknown[-1] == 0
 
 
-def test_few_rows_have_none_where_models_learn(access: tuple) -> None:
-    few = EntityEmbeddingRegressor(**FAST, crosses=1)
-    assert few.fit_transform(access[0][:500], access[1][:500]).shape[1] == few.embeddings_.width
+def test_few_rows_have_none(access: tuple) -> None:
+    X, y = access[0][:500], access[1][:500]
+    few = EntityEmbeddingRegressor(**FAST, crosses=1).fit(X, y)
     assert few.embeddings_.crosses == ()
+    assert few.fit_transform(X, y).shape[1] == few.embeddings_.width
+
+
+def test_one_group_leaves_none_where_models_learn(access: tuple) -> None:
+    regressor = EntityEmbeddingRegressor(**FAST, crosses=1)
+    vectors = regressor.fit_transform(*access, groups=np.zeros(4000))
+    assert regressor.embeddings_.crosses == ()
+    assert vectors.shape[1] == regressor.embeddings_.width
 
 
 def test_classes_and_several_targets_have_a_number_each(access: tuple) -> None:

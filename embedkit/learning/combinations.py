@@ -19,6 +19,8 @@ from embedkit.learning.network import build, predict
 
 # Of a standard deviation of the target: trees see it, distances do not, as with ranks.
 SCALE = 0.01
+# Combinations in fewer rows say too little.
+MIN_ROWS = 1_000
 # Rows by which pairs are chosen: more would take longer and tell the same.
 MAX_ROWS = 50_000
 CHOOSING_FOLDS = 5
@@ -27,12 +29,14 @@ CHOOSING_FOLDS = 5
 def with_crosses(learned: Learned, task: Task) -> Learned:
     """Add the numbers of as many pairs as the settings ask for, those that tell most beyond the network.
 
-    A pair is left out where its column would have the name of another one, or chance explains all that its
-    combinations differ by.
+    Fewer than 1,000 rows have none. A pair is left out where its column would have the name of another one,
+    or chance explains all that its combinations differ by.
     """
     rows = coded_rows(learned, task)
     codes, outputs, weights = _numbers(learned, rows)
     present = np.flatnonzero(weights > 0)
+    if len(present) < MIN_ROWS:
+        return learned
     sample = np.random.default_rng(task.settings.seed).permutation(present)[:MAX_ROWS]
     residuals = _residuals(learned, rows.take(torch.as_tensor(sample)))
     features = [part.feature for part in learned.tables]
