@@ -341,13 +341,18 @@ def hide_values(out: np.ndarray, embeddings: EmbeddingSet, task: "Task") -> None
         return
     rng = np.random.default_rng(task.settings.seed)
     starts = _starts(embeddings)
+    hidden = {}
     for name, table in embeddings.items():
-        hidden = rows[rng.random(len(rows)) < task.settings.hidden_fraction]
-        out[hidden, starts[name] : starts[name] + table.vectors.shape[1]] = table.vectors[UNKNOWN]
-        for cross in embeddings.crosses:
-            if name in cross.features:  # no combination with a value never seen is known
-                start = starts[cross.feature_names_out[0]]
-                out[hidden, start : start + cross.effects.shape[1]] = 0
+        hidden[name] = rows[rng.random(len(rows)) < task.settings.hidden_fraction]
+        out[hidden[name], starts[name] : starts[name] + table.vectors.shape[1]] = table.vectors[UNKNOWN]
+    for cross in embeddings.crosses:
+        codes = np.stack([embeddings[name].encode(task.table[name]) for name in cross.features], axis=1)
+        masked = codes.copy()
+        for i, name in enumerate(cross.features):
+            masked[hidden[name], i] = UNKNOWN
+        changed = np.flatnonzero((masked != codes).any(axis=1))
+        start = starts[cross.feature_names_out[0]]
+        out[changed, start : start + cross.effects.shape[1]] = cross.transform(*masked[changed].T)
 
 
 def _starts(embeddings: EmbeddingSet) -> dict[str, int]:

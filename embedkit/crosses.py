@@ -1,4 +1,4 @@
-"""Pairs of columns: what rows with a combination of two categories have in common beyond either of them.
+"""Pairs of columns: what rows with a combination of two categories have in common.
 
 Vectors are one column's; a model puts them together as well as its rows tell it to. Where single categories
 are rare and their combinations tell (who asks for which resource), a number for the combination tells it
@@ -30,8 +30,8 @@ class Cross:
     counts : float64 array of shape (n_pairs,)
         Rows (or their weight) behind each.
     effects : float32 array of shape (n_pairs, n_outputs)
-        How far the target of such rows lies from the mean, a number for a target (in hundredths of its
-        standard deviation) or for each class (of its share), shrunk. Other combinations have 0.
+        How far the target of such rows lies from the mean, a number for a target (0.01 is its
+        standard deviation) or for each class (0.01 is a share of 1), shrunk. Other combinations have 0.
 
     Raises
     ------

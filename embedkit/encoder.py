@@ -58,7 +58,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     crosses : int, default=0
         Most pairs of categorical columns that get a column ``{feature}_x_{feature}``: how far the mean target
         of rows with that combination lies from the mean of all, shrunk, on a scale that distances do not see.
-        Those pairs whose combinations tell more than either column; `fit_transform` encodes every row without
+        Those that explain most of what the network leaves over come first, also where it is little;
+        `fit_transform` encodes every row without
         its fold, unless `cross_fit` is False. For rows in memory, at least 1,000 of them.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in

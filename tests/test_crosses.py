@@ -178,6 +178,31 @@ def test_a_hidden_value_hides_its_combinations(access: tuple) -> None:
     assert unknown[-1] == 0
 
 
+def test_combinations_that_hardly_repeat_have_none() -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.integers(0, 2000, (2000, 2)).astype(str), columns=["a", "b"])
+    X.iloc[:5] = X.iloc[0].to_numpy()
+    encoder = EntityEmbeddingEncoder(**FAST, crosses=1).fit(X, rng.normal(size=2000))
+    assert encoder.embeddings_.crosses == ()
+
+
+def test_hidden_values_are_what_a_value_never_seen_is(access: tuple) -> None:
+    X, y = access
+    X = X.assign(who=X["who"].where(np.arange(4000) % 5 > 0, [f"rare {i}" for i in range(4000)]))
+    rare = {"min_frequency": 5, "hidden_fraction": 0.2}
+    encoder = EntityEmbeddingRegressor(**FAST | rare, crosses=1)
+    vectors, names = encoder.fit_transform(X, y), list(encoder.get_feature_names_out())
+    (cross,) = encoder.embeddings_.crosses
+    codes = [encoder.embeddings_[name].encode(X[name]) for name in cross.features]
+    start = names.index(f"{cross.features[0]}_0")
+    unknown = encoder.embeddings_[cross.features[0]].vectors[1]
+    hidden = (vectors[:, start : start + len(unknown)] == unknown).all(axis=1) & (codes[0] != 1)
+    never = cross.transform(np.ones(4000, dtype=int), codes[1])[:, 0]
+    kept = vectors[hidden, -1] == never[hidden]  # the other value may be hidden, too
+    assert 0.7 < kept.mean() < 0.9
+    assert never.any()
+
+
 def test_few_rows_have_none(access: tuple) -> None:
     X, y = access[0][:500], access[1][:500]
     few = EntityEmbeddingRegressor(**FAST, crosses=1).fit(X, y)

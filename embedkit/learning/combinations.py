@@ -21,16 +21,18 @@ from embedkit.learning.network import build, predict
 SCALE = 0.01
 # Combinations in fewer rows say too little.
 MIN_ROWS = 1_000
+# Rows beyond the first of each combination: fewer do not tell what chance does, nor thus what it explains.
+MIN_REPEATS = 100
 # Rows by which pairs are chosen: more would take longer and tell the same.
 MAX_ROWS = 50_000
 CHOOSING_FOLDS = 5
 
 
 def with_crosses(learned: Learned, task: Task) -> Learned:
-    """Add the numbers of as many pairs as the settings ask for, those that tell most beyond the network.
+    """Add the numbers of as many pairs as the settings ask for, in the order of `order_pairs`.
 
     Fewer than 1,000 rows have none. A pair is left out where its column would have the name of another one,
-    or chance explains all that its combinations differ by.
+    its combinations hardly repeat, or chance seems to explain all that they differ by.
     """
     rows = coded_rows(learned, task)
     codes, outputs, weights = _numbers(learned, rows)
@@ -47,7 +49,8 @@ def with_crosses(learned: Learned, task: Task) -> Learned:
         if len(crosses) == task.settings.crosses:
             break
         cross = learn_cross(tuple(features[i] for i in pair), codes[:, pair], outputs, weights)
-        if cross.effects.any() and not taken & {*cross.feature_names_out}:
+        repeats = cross.counts.sum() - len(cross.pairs)
+        if repeats >= MIN_REPEATS and cross.effects.any() and not taken & {*cross.feature_names_out}:
             crosses.append(cross)
             taken |= {*cross.feature_names_out}
     return replace(learned, crosses=tuple(crosses))
