@@ -145,6 +145,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             If torch is not installed.
         """
         require("torch", "train")
+        from embedkit.learning.combinations import with_crosses
         from embedkit.learning.fit import learn, plain_torch
         from embedkit.learning.loop import UnstableTrainingError
 
@@ -153,7 +154,8 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         saving = {"checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
         with plain_torch(), self._put_back_if_it_fails():
             try:
-                self._keep(learn(self._task(X, y, sample_weight, cache_dir), **saving))
+                task = self._task(X, y, sample_weight, cache_dir)
+                self._keep(with_crosses(learn(task, **saving), task))
             except UnstableTrainingError as error:
                 if error.learned is not None:
                     self._keep(error.learned)
@@ -220,17 +222,14 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         if self.cross_fit is False:
             return self.fit(X, y, sample_weight=sample_weight).transform(X)
         require("torch", "train")
-        from embedkit.cross_fitting import cross_fit_rows, hide_values, put_vectors
+        from embedkit.cross_fitting import cross_fit_rows, encode_rows
         from embedkit.learning.fit import plain_torch
 
         with plain_torch(), self._put_back_if_it_fails():
             task = self._task(X, y, sample_weight)
             learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
             self._keep(learned)
-        vectors = self.embeddings_.transform(task.table)
-        put_vectors(vectors, self.embeddings_, crossed)
-        hide_values(vectors, self.embeddings_, task)
-        return vectors
+        return encode_rows(self.embeddings_, task, crossed)
 
     def find_lr(self, X: Any, y: Any, sample_weight: Any = None, **sweep: Any) -> "LRFinderResult":
         """Run the learning-rate range test on the training that `fit` would do; changes nothing.

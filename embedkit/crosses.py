@@ -67,11 +67,15 @@ class Cross:
         return f"Cross({self.features[0]!r}, {self.features[1]!r}, n_pairs={len(self.pairs)})"
 
     @property
+    def name(self) -> str:
+        """The two features, as one name."""
+        return "_x_".join(self.features)
+
+    @property
     def feature_names_out(self) -> tuple[str, ...]:
-        """Names of the columns: the two features, and a number where there are several outputs."""
-        name = "_x_".join(self.features)
+        """Names of the columns: that of the cross, and a number where there are several outputs."""
         n_outputs = self.effects.shape[1]
-        return (name,) if n_outputs == 1 else tuple(f"{name}_{i}" for i in range(n_outputs))
+        return (self.name,) if n_outputs == 1 else tuple(f"{self.name}_{i}" for i in range(n_outputs))
 
     def transform(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """The numbers of rows given by their codes, float32 of shape (n_rows, n_outputs)."""

@@ -58,14 +58,16 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     crosses : int, default=0
         Most pairs of categorical columns that get a column ``{feature}_x_{feature}``: how far the mean target
         of rows with that combination lies from the mean of all, shrunk, on a scale that distances do not see.
-        Those that explain most of what the network leaves over come first, also where it is little;
-        `fit_transform` encodes every row without
-        its fold, unless `cross_fit` is False. For rows in memory, at least 1,000 of them.
+        Those that explain most of what the network leaves over come first, also where it is little, judged
+        on the folds of `cross_fit`: where new rows are later ones, give it a splitter by time.
+        `fit_transform` encodes every row without its fold, unless `cross_fit` is False. For rows in memory,
+        at least 1,000 of them.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
-        does so for the columns where quick models get better by it on rows held out of the training rows, and
-        sets columns to zero that are mostly noise and of no help there.
+        does so for the third of the columns that it moves most, unless quick models get better with none, two
+        thirds or all of them, on rows held out of the training rows; and sets columns to zero that are mostly
+        noise and of no help there.
     hidden_fraction : float, default=0.01
         Fraction of values that `fit_transform` encodes as unknown, so that a model which learns from the rows
         learns what unknown means. Nothing is hidden where there are fewer than 1,000 rows.

@@ -30,6 +30,10 @@ class Folds:
     cells: np.ndarray
     excluded: np.ndarray
 
+    def take(self, index: np.ndarray) -> "Folds":
+        """Those of some of the rows."""
+        return Folds(self.test[index], self.cells[index], self.excluded)
+
 
 def check_cross_fit(cross_fit: Any) -> None:
     """Raise InputError where a parameter `cross_fit` says nothing about folds."""

@@ -104,6 +104,14 @@ class EmbeddingSet(Mapping[str, EmbeddingTable]):
         return f"EmbeddingSet({', '.join(shapes + [column.feature for column in self.numerics])})"
 
     @property
+    def starts(self) -> dict[str, int]:
+        """Where the columns of each feature, and of each cross by its name, begin in what comes out."""
+        parts = [*self.items(), *((part.feature, part) for part in self.numerics)]
+        parts += [(cross.name, cross) for cross in self.crosses]
+        stops = np.cumsum([0, *(len(part.feature_names_out) for _, part in parts)]).tolist()
+        return {name: start for (name, _), start in zip(parts, stops, strict=False)}
+
+    @property
     def width(self) -> int:
         """Number of columns that come out."""
         return len(self.feature_names_out)

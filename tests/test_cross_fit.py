@@ -22,13 +22,13 @@ from embedkit import (
     EntityEmbeddingEncoder,
     EntityEmbeddingRegressor,
     InputError,
-    cross_fitting,
+    pilot,
 )
-from embedkit.cross_fitting import choose
 from embedkit.folds import make_folds
 from embedkit.learning import jackknife
 from embedkit.learning.jackknife import Evidence, alignment_residual
 from embedkit.models import MODELS
+from embedkit.pilot import choose
 from embedkit.vocabulary import UNKNOWN
 
 FAST = {
@@ -168,34 +168,53 @@ def test_the_choice_is_measured_recorded_and_stored(sales, tmp_path):
     for score in record["scores"]:
         assert score["mean"] == pytest.approx(np.mean([score[model] for model in MODELS]))
     crossed = [name for name, said in record["features"].items() if said["cross_fitted"]]
-    assert sorted(crossed) in (sorted(best["cross_fitted"]), [])
+    assert sorted(crossed) in (sorted(best["cross_fitted"]), ["shop"])  # the usual choice
     assert (vectors != regressor.transform(X)).any() == bool(crossed)
     regressor.save(tmp_path / "sales.embedkit")
     assert EntityEmbeddingRegressor.load(tmp_path / "sales.embedkit").cross_fit_ == record
 
 
 class MadeUpPilot:
-    """A pilot whose models' scores on ten blocks are known."""
+    """A pilot whose models' scores on ten blocks are known, by how many of three columns are cross-fitted."""
 
-    embeddings = ("shop",)
+    embeddings = ("day", "shop", "town")
 
-    def __init__(self, gains):
+    def __init__(self, *gains):
         self.gains = gains
 
     def score(self, model, cross_fitted):
-        base = np.linspace(0.5, 0.6, 10)
-        return base + self.gains if cross_fitted else base
+        return np.linspace(0.5, 0.6, 10) + self.gains[len(cross_fitted)]
 
 
 @pytest.mark.parametrize(
-    ("gain", "error", "chosen"), [(0.01, 0.005, ["shop"]), (0.01, 0.02, []), (-0.01, 0.001, []), (0, 0, [])]
+    ("size", "gain", "error", "chosen"),
+    [
+        (1, 0.01, 0.005, ["shop"]),
+        (1, 0.01, 0.02, ["shop"]),  # as good as any without measuring
+        (0, 0.01, 0.005, []),
+        (0, 0.01, 0.02, ["shop"]),
+        (2, 0.01, 0.005, ["shop", "town"]),
+        (2, 0.01, 0.02, ["shop"]),
+        (3, 0.01, 0.005, ["shop", "town", "day"]),
+        (3, 0, 0, ["shop"]),
+    ],
 )
-def test_a_gain_must_be_more_than_chance(gain, error, chosen):
-    spread = error * 10**0.5 * np.repeat([-1, 1], 5) * (9 / 10) ** 0.5
-    found, scores, reason = choose(MadeUpPilot(gain + spread), {"shop": 0.5})
+def test_other_choices_must_gain_more_than_chance(size, gain, error, chosen):
+    gains = [np.zeros(10) for _ in range(4)]
+    gains[size] = gain + error * 10**0.5 * np.repeat([-1, 1], 5) * (9 / 10) ** 0.5
+    found, scores, reason = choose(MadeUpPilot(*gains), {"town": 0.4, "shop": 0.5, "day": 0.3})
     assert found == chosen
-    assert len(scores) == 2
-    assert (f"gains {gain:.4f} +- {error:.4f}" if gain > 0 else "gains nothing") in reason
+    assert [score["cross_fitted"] for score in scores] == [["shop", "town", "day"][:i] for i in range(4)]
+    assert f"gains {gain:.4f} +- {error:.4f} over" in reason
+    assert reason.endswith("too little") == (len(found) != size)
+
+
+def test_one_column_is_cross_fitted_unless_that_hurts():
+    class OneColumn(MadeUpPilot):
+        embeddings = ("shop",)
+
+    assert choose(OneColumn(np.zeros(10), np.zeros(10)), {"shop": 0.5})[0] == ["shop"]
+    assert choose(OneColumn(np.full(10, 0.1), np.zeros(10)), {"shop": 0.5})[0] == []
 
 
 def test_filters_of_warnings_stay_as_they_were(sales, monkeypatch):
@@ -479,7 +498,7 @@ def test_quick_trees_are_about_as_many_whatever_the_number_of_classes(monkeypatc
             grown.append(model.n_estimators * 40)
         return np.zeros(5)
 
-    monkeypatch.setattr(cross_fitting, "_block_scores", fitted)
+    monkeypatch.setattr(pilot, "_block_scores", fitted)
     EntityEmbeddingClassifier(**FAST).fit_transform(X, y)
     assert grown
     assert max(grown) <= 4 * 60

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.model_selection import KFold
 from sklearn.tree import DecisionTreeRegressor
 
 from embedkit import (
@@ -80,8 +81,7 @@ def test_rows_are_encoded_without_their_folds() -> None:
     codes, y, weights = rng.integers(0, 5, (300, 2)), rng.normal(size=(300, 2)), rng.integers(1, 3, 300)
     y += codes
     folds = make_folds(3, y, None, 0)
-    parts = folds.test, folds.cells, folds.excluded
-    found = cross_fitted_effects(codes, y, weights.astype(float), *parts)
+    found = cross_fitted_effects(codes, y, weights.astype(float), folds)
     for fold in range(3):
         here = folds.test == fold
         without = learn_cross(("a", "b"), codes[~here], y[~here], weights[~here].astype(float))
@@ -115,8 +115,9 @@ def test_pairs_are_in_the_order_of_what_they_explain() -> None:
     codes = rng.integers(0, 20, (3000, 3))
     strong, weak = rng.normal(size=(2, 20, 20))
     y = 2 * strong[codes[:, 2], codes[:, 0]] + weak[codes[:, 0], codes[:, 1]] + rng.normal(size=3000)
-    assert order_pairs(codes, y[:, None], np.ones(3000)) == [(0, 2), (0, 1), (1, 2)]
-    assert order_pairs(codes, y[:, None], (np.arange(3000) < 1500) + 0.0)[0] == (0, 2)
+    folds = make_folds(5, y, None, 0)
+    assert order_pairs(codes, y[:, None], np.ones(3000), folds) == [(0, 2), (0, 1), (1, 2)]
+    assert order_pairs(codes, y[:, None], (np.arange(3000) < 1500) + 0.0, folds)[0] == (0, 2)
 
 
 def test_pairs_whose_numbers_are_all_zero_are_left_out(access: tuple) -> None:
@@ -145,7 +146,7 @@ def test_noise_is_not_recalled() -> None:
     codes[:200] = codes[0]  # of which the means differ by more than chance explains
     y[:200] += 1
     ones, folds = np.ones(2000), make_folds(5, y, None, 0)
-    honest = cross_fitted_effects(codes, y, ones, folds.test, folds.cells, folds.excluded)[200:, 0]
+    honest = cross_fitted_effects(codes, y, ones, folds)[200:, 0]
     naive = learn_cross(("a", "b"), codes, y, ones).transform(*codes[200:].T)[:, 0]
     assert np.corrcoef(naive, y[200:, 0])[0, 1] > 0.5
     assert abs(np.corrcoef(honest, y[200:, 0])[0, 1]) < 0.1
@@ -161,9 +162,26 @@ def test_fit_transform_encodes_rows_without_their_folds(access: tuple) -> None:
     folds, _ = plan_folds(task_of_rows(encoder, X, y, None), "auto", None)
     codes = np.stack([encoder.embeddings_[name].encode(X[name]) for name in ("who", "what")], axis=1)
     standard = ((y - y.mean()) / y.std())[:, None]
-    parts = folds.test, folds.cells, folds.excluded
-    expected = cross_fitted_effects(codes, standard, np.ones(4000), *parts)
+    expected = cross_fitted_effects(codes, standard, np.ones(4000), folds)
     np.testing.assert_allclose(own, expected[:, 0], atol=1e-7)
+
+
+def test_pairs_are_judged_on_the_folds_of_cross_fit() -> None:
+    rng = np.random.default_rng(0)
+    day, shop, kind = np.arange(3000) // 150, rng.integers(0, 10, 3000), rng.integers(0, 10, 3000)
+    passing, lasting = 3 * rng.normal(size=(20, 10)), rng.normal(size=(10, 10))
+    y = passing[day, shop] + lasting[shop, kind] + 0.1 * rng.normal(size=3000)
+    X = pd.DataFrame({"day": day, "shop": shop, "kind": kind}).astype(str)
+    for cross_fit, expected in [(5, ("day", "shop")), (KFold(10), ("shop", "kind"))]:
+        regressor = EntityEmbeddingRegressor(**FAST, crosses=1, cross_fit=cross_fit)
+        regressor.fit_transform(X, y)
+        assert [cross.features for cross in regressor.embeddings_.crosses] == [expected]
+
+
+def test_names_that_differ_in_case_only_have_no_cross(access: tuple) -> None:
+    X = access[0].assign(WHO_x_what=1.0)
+    embeddings = EntityEmbeddingRegressor(**FAST, crosses=3).fit(X, access[1]).embeddings_
+    assert ("who", "what") not in [cross.features for cross in embeddings.crosses]
 
 
 def test_a_hidden_value_hides_its_combinations(access: tuple) -> None:

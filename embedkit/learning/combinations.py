@@ -3,6 +3,7 @@
 They are learned beside the vectors; the network knows nothing of them.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from embedkit.crosses import Cross, pair_keys
+from embedkit.folds import Folds, make_folds
 from embedkit.learning.data import Rows
 from embedkit.learning.jackknife import coded_rows
 from embedkit.learning.learned import Learned, Task
@@ -29,49 +31,54 @@ CHOOSING_FOLDS = 5
 
 
 def with_crosses(learned: Learned, task: Task) -> Learned:
-    """Add the numbers of as many pairs as the settings ask for, in the order of `order_pairs`.
+    """Add the numbers of as many pairs as the settings ask for; fewer than 1,000 rows have none."""
+    n_pairs, seed = task.settings.crosses, task.settings.seed
+    if not n_pairs or task.table.num_rows < MIN_ROWS:
+        return learned
+    folds = make_folds(CHOOSING_FOLDS, task.targets, None, seed)
+    return replace(learned, crosses=learn_crosses(learned, coded_rows(learned, task), n_pairs, folds, seed))
+
+
+def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed: int) -> tuple[Cross, ...]:
+    """The numbers of at most so many pairs, in the order of `order_pairs`.
 
     Fewer than 1,000 rows have none. A pair is left out where its column would have the name of another one,
     its combinations hardly repeat, or chance seems to explain all that they differ by.
     """
-    rows = coded_rows(learned, task)
     codes, outputs, weights = _numbers(learned, rows)
     present = np.flatnonzero(weights > 0)
     if len(present) < MIN_ROWS:
-        return learned
-    sample = np.random.default_rng(task.settings.seed).permutation(present)[:MAX_ROWS]
+        return ()
+    sample = np.random.default_rng(seed).permutation(present)[:MAX_ROWS]
     residuals = _residuals(learned, rows.take(torch.as_tensor(sample)))
     features = [part.feature for part in learned.tables]
     taken = {name for part in (*learned.tables, *learned.numerics) for name in part.feature_names_out}
     taken |= {*features, *learned.inputs.features, *(head.name for head in learned.heads)}
+    taken = {name.lower() for name in taken}  # where only the case differs, databases see no difference
     crosses: list[Cross] = []
-    for pair in order_pairs(codes[sample], residuals, weights[sample]):
-        if len(crosses) == task.settings.crosses:
+    for pair in order_pairs(codes[sample], residuals, weights[sample], folds.take(sample)):
+        if len(crosses) == n_pairs:
             break
         cross = learn_cross(tuple(features[i] for i in pair), codes[:, pair], outputs, weights)
+        names = {name.lower() for name in (cross.name, *cross.feature_names_out)}
         repeats = cross.counts.sum() - len(cross.pairs)
-        if repeats >= MIN_REPEATS and cross.effects.any() and not taken & {*cross.feature_names_out}:
+        if repeats >= MIN_REPEATS and cross.effects.any() and not taken & names:
             crosses.append(cross)
-            taken |= {*cross.feature_names_out}
-    return replace(learned, crosses=tuple(crosses))
+            taken |= names
+    return tuple(crosses)
 
 
 def rows_without_themselves(
-    learned: Learned, task: Task, test: np.ndarray, cells: np.ndarray, excluded: np.ndarray
+    learned: Learned, rows: Rows, crosses: Iterable[Cross], folds: Folds
 ) -> dict[str, np.ndarray]:
-    """The numbers of a task's rows learned without their folds, by the first column of each cross.
-
-    For the folds see `embedkit.folds.Folds`.
-    """
-    if not learned.crosses:
-        return {}
-    codes, outputs, weights = _numbers(learned, coded_rows(learned, task))
+    """By the name of each cross its numbers of the rows that it was learned from, without their folds."""
+    codes, outputs, weights = _numbers(learned, rows)
     places = {part.feature: i for i, part in enumerate(learned.tables)}
     return {
-        cross.feature_names_out[0]: cross_fitted_effects(
-            codes[:, [places[name] for name in cross.features]], outputs, weights, test, cells, excluded
+        cross.name: cross_fitted_effects(
+            codes[:, [places[name] for name in cross.features]], outputs, weights, folds
         )
-        for cross in learned.crosses
+        for cross in crosses
     }
 
 
@@ -94,7 +101,9 @@ def _residuals(learned: Learned, rows: Rows) -> np.ndarray:
     return -output_gradients(learned.heads, torch.as_tensor(outputs), rows.targets, noise).numpy()
 
 
-def order_pairs(codes: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -> list[tuple[int, int]]:
+def order_pairs(
+    codes: np.ndarray, residuals: np.ndarray, weights: np.ndarray, folds: Folds
+) -> list[tuple[int, int]]:
     """Pairs of columns, first those whose combinations tell most of what the network leaves unexplained.
 
     Judged by how much of it their numbers explain on rows that they were learned without.
@@ -104,12 +113,11 @@ def order_pairs(codes: np.ndarray, residuals: np.ndarray, weights: np.ndarray) -
     codes : int array of shape (n_rows, n_features)
     residuals : float64 array of shape (n_rows, n_outputs)
     weights : float64 array of shape (n_rows,)
+    folds : Folds
     """
-    test, excluded = np.arange(len(codes)) % CHOOSING_FOLDS, np.eye(CHOOSING_FOLDS, dtype=bool)
 
     def left(i: int, j: int) -> float:
-        keys = pair_keys(codes[:, i], codes[:, j])
-        found = _cross_fitted(keys, residuals, weights, test, test, excluded)
+        found = _cross_fitted(pair_keys(codes[:, i], codes[:, j]), residuals, weights, folds)
         return float((weights @ (residuals - found) ** 2).sum())
 
     pairs = list(combinations(range(codes.shape[1]), 2))
@@ -121,50 +129,40 @@ def learn_cross(
 ) -> Cross:
     """The numbers of all combinations in the rows; for the parameters see `order_pairs`, of two columns."""
     keys, place = np.unique(pair_keys(*codes.T), return_inverse=True)
-    counts, sums, squares = _sums(place, np.zeros_like(place), (len(keys), 1), outputs, weights)
-    effects = _shrunk(counts, sums, squares)[:, 0] * SCALE
+    together = np.zeros_like(place)
+    counts = _by_cell(place, together, (len(keys), 1), weights)
+    effects = [
+        _shrunk(counts, _by_cell(place, together, counts.shape, weights * part), weights @ part**2)
+        for part in outputs.T
+    ]
     kept = counts[:, 0] > 0
     pairs = np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1)
-    return Cross(features, pairs[kept], counts[kept, 0], effects[kept])
+    return Cross(features, pairs[kept], counts[kept, 0], SCALE * np.hstack(effects)[kept])
 
 
 def cross_fitted_effects(
-    codes: np.ndarray,
-    outputs: np.ndarray,
-    weights: np.ndarray,
-    test: np.ndarray,
-    cells: np.ndarray,
-    excluded: np.ndarray,
+    codes: np.ndarray, outputs: np.ndarray, weights: np.ndarray, folds: Folds
 ) -> np.ndarray:
     """What `learn_cross` gives to rows of combinations learned without them, (n_rows, n_outputs)."""
-    found = _cross_fitted(pair_keys(*codes.T), outputs, weights, test, cells, excluded)
-    return (found * SCALE).astype(np.float32)
+    return (_cross_fitted(pair_keys(*codes.T), outputs, weights, folds) * SCALE).astype(np.float32)
 
 
-def _cross_fitted(
-    keys: np.ndarray,
-    outputs: np.ndarray,
-    weights: np.ndarray,
-    test: np.ndarray,
-    cells: np.ndarray,
-    excluded: np.ndarray,
-) -> np.ndarray:
+def _cross_fitted(keys: np.ndarray, outputs: np.ndarray, weights: np.ndarray, folds: Folds) -> np.ndarray:
     keys, place = np.unique(keys, return_inverse=True)
-    counts, sums, squares = _sums(place, cells, (len(keys), excluded.shape[1]), outputs, weights)
-    kept = (~excluded).T.astype(np.float64)  # (n_cells, n_choices)
-    effects = _shrunk(counts @ kept, np.einsum("pco,cf->pfo", sums, kept), kept.T @ squares)
-    return effects[place, test]
+    kept = (~folds.excluded).T.astype(np.float64)  # (n_cells, n_folds)
+    shape = len(keys), len(kept)
+    counts = _by_cell(place, folds.cells, shape, weights) @ kept
+    found = np.empty(outputs.shape)
+    for i, part in enumerate(outputs.T):  # side by side they would take too much memory
+        sums = _by_cell(place, folds.cells, shape, weights * part) @ kept
+        squares = np.bincount(folds.cells, weights * part**2, len(kept)) @ kept
+        found[:, i] = _shrunk(counts, sums, squares)[place, folds.test]
+    return found
 
 
-def _sums(
-    place: np.ndarray, cells: np.ndarray, shape: tuple[int, int], outputs: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights and weighted outputs by combination and cell, and weighted squares by cell."""
-    slots = place * shape[1] + cells
-    counts = np.bincount(slots, weights, shape[0] * shape[1]).reshape(shape)
-    sums = [np.bincount(slots, weights * part, counts.size).reshape(shape) for part in outputs.T]
-    squares = [np.bincount(cells, weights * part**2, shape[1]) for part in outputs.T]
-    return counts, np.stack(sums, axis=2), np.stack(squares, axis=1)
+def _by_cell(place: np.ndarray, cells: np.ndarray, shape: tuple[int, int], values: np.ndarray) -> np.ndarray:
+    """Sums of values by combination and cell."""
+    return np.bincount(place * shape[1] + cells, values, shape[0] * shape[1]).reshape(shape)
 
 
 def _shrunk(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> np.ndarray:
@@ -175,22 +173,23 @@ def _shrunk(counts: np.ndarray, sums: np.ndarray, squares: np.ndarray) -> np.nda
 
     Parameters
     ----------
-    counts : array of shape (n_pairs, n_choices)
-    sums : array of shape (n_pairs, n_choices, n_outputs)
-    squares : array of shape (n_choices, n_outputs)
+    counts, sums : array of shape (n_pairs, n_folds)
+        Weights, and weighted outputs.
+    squares : array of shape (n_folds,), or a number
+        Sums of weighted squares.
 
     Returns
     -------
-    float64 array of shape (n_pairs, n_choices, n_outputs)
+    float64 array of shape (n_pairs, n_folds)
     """
-    counts = counts[:, :, None]
     least = np.finfo(float).tiny
-    total, n_found = np.maximum(counts.sum(axis=0), least), (counts > 0).sum(axis=0)  # (n_choices, 1)
+    total, n_found = np.maximum(counts.sum(axis=0), least), (counts > 0).sum(axis=0)  # (n_folds,)
     mean = sums.sum(axis=0) / total
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     means = np.where(counts > 0, means - mean, 0.0)
-    between = (counts * means**2).sum(axis=0)  # (n_choices, n_outputs)
+    between = (counts * means**2).sum(axis=0)
     noise = np.maximum(squares - total * mean**2 - between, 0) / np.maximum(total - n_found, 1)
     freedom = np.maximum(total - (counts**2).sum(axis=0) / total, least)
     spread = np.maximum(between - (n_found - 1) * noise, 0) / freedom
+    spread *= total > n_found  # nothing repeats: what chance does is not known
     return means * counts * spread / np.maximum(counts * spread + noise, least)

@@ -13,7 +13,6 @@ import torch
 from embedkit.columns import EmbeddingTable
 from embedkit.learning.axes import canonical_tables, fill_untrained, first_layer_blocks
 from embedkit.learning.checkpoint import Checkpoint, fingerprint_of
-from embedkit.learning.combinations import with_crosses
 from embedkit.learning.learned import History, Learned, Projection, Settings, Task
 from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.lr_finder import LRFinderResult, find_lr
@@ -76,7 +75,7 @@ def learn(
                 error.learned = _harvest(preparation, error.history, finder, max_lr, settings)
             raise
         learned = _harvest(preparation, history, finder, max_lr, settings)
-    return with_crosses(learned, task) if settings.crosses else learned
+    return learned
 
 
 def find_learning_rate(task: Task, **sweep: Any) -> LRFinderResult:

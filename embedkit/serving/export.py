@@ -60,7 +60,7 @@ def export_tables(
         for i, feature in enumerate(cross.features):
             labels = pa.array(embedding_set[feature].vocabulary.labels())
             pairs = pairs.set_column(i, pairs.column_names[i], labels.take(pairs.column(i)))
-        contents[_path(directory, "_x_".join(cross.features), suffix, contents)] = _written(pairs, format)
+        contents[_path(directory, cross.name, suffix, contents)] = _written(pairs, format)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path, data in contents.items():

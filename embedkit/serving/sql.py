@@ -181,9 +181,9 @@ def join_query(
     InputError
         If a name does not fit the database, or would come out twice, or the set has crosses.
     """
-    if embedding_set.crosses:
+    if names := [cross.name for cross in embedding_set.crosses]:
         raise InputError(
-            f"a SQL join has no numbers of combinations, the set has {list(embedding_set.crosses)}: learn "
+            f"a SQL join has no numbers of combinations, the set has {', '.join(names)}: learn "
             "with crosses=0, or use a batch job"
         )
     syntax = _dialect(dialect)
