@@ -87,24 +87,26 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
         )
         for i, part in enumerate(learned.tables)
     }
-    chosen, useless, scores, reason = features, [], [], "asked for"
-    if isinstance(cross_fit, str):
+    published = [part.feature for part in learned.tables if part.learned_vectors.any()]
+    chosen, useless, scores, reason = published, [], [], "asked for"
+    if isinstance(cross_fit, str) and not published:
+        reason = "no column has vectors to cross-fit"
+    elif isinstance(cross_fit, str):
         # Without one of K folds, vectors of pure noise move by 1 / (K - 1) of their variance.
         limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
-        noisy = [name for name in features if residuals[name] > limit]
-        pilot = Pilot.learn(task, learned.max_lr, folds, _fold_to_hold_out(folds, present), noisy)
+        noisy = [name for name in published if residuals[name] > limit]
+        held_out = _fold_to_hold_out(folds, present)
+        pilot = Pilot.learn(task, learned.max_lr, folds, held_out, columns=published, noisy=noisy)
         useless = pilot.useless
-        chosen, scores, reason = choose(
-            pilot, residuals, progress_bar("choosing what to cross-fit", settings)
-        )
+        bar = progress_bar("choosing what to cross-fit", settings)
+        chosen, scores, reason = choose(pilot, residuals, bar)
     crossed = {name: found[name] for name in chosen}
-    if settings.crosses:
-        learned = replace(
-            learned, crosses=learn_crosses(learned, rows, settings.crosses, folds, settings.seed)
-        )
+    learned = silence(learned, useless, settings)
+    if n_pairs := settings.crosses:
+        learned = replace(learned, crosses=learn_crosses(learned, rows, n_pairs, folds, settings.seed))
         crossed |= rows_without_themselves(learned, rows, learned.crosses, folds)
     record = _record(features, chosen, useless, residuals, scores, reason)
-    return replace(silence(learned, useless, settings), cross_fit=record), crossed
+    return replace(learned, cross_fit=record), crossed
 
 
 def _fold_to_hold_out(folds: Folds, present: np.ndarray) -> int | None:
@@ -150,7 +152,7 @@ def _record(
 ) -> dict[str, Any]:
     content = {
         name: {
-            "cross_fitted": name in chosen and name not in useless,
+            "cross_fitted": name in chosen,
             "helps": name not in useless,
             "alignment_residual": residuals.get(name),
         }

@@ -58,10 +58,11 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     crosses : int, default=0
         Most pairs of categorical columns that get a column ``{feature}_x_{feature}``: how far the mean target
         of rows with that combination lies from the mean of all, shrunk, on a scale that distances do not see.
-        Those that explain most of what the network leaves over come first, also where it is little, judged
-        on the folds of `cross_fit`: where new rows are later ones, give it a splitter by time.
-        `fit_transform` encodes every row without its fold, unless `cross_fit` is False. For rows in memory,
-        at least 1,000 of them.
+        Those that explain most of what the network leaves over come first, also where it is little.
+        `fit_transform` judges them on the folds of `cross_fit` (where new rows are later ones, give it a
+        splitter by time whose borders cut no period in two) and encodes every row without its fold; `fit`,
+        and `cross_fit=False`, judge them on random folds. For rows in memory, at least 1,000 of them;
+        `fit_transform` has none where "auto" finds no folds among the groups.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
@@ -142,8 +143,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
     mean beyond. Early stopping holds rows out as they are given, each with its weight.
 
     ``fit_transform(X, y)`` is not ``fit(X, y).transform(X)`` unless `cross_fit` is False. It splits rows into
-    folds: equal rows may be in different ones, a row of weight 2 is in one. And it hides some values
-    (`hidden_fraction`).
+    folds: equal rows may be in different ones, a row of weight 2 is in one, which holds for the choice of
+    `crosses` in `fit` too. And it hides some values (`hidden_fraction`).
 
     References
     ----------

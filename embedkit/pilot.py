@@ -71,10 +71,19 @@ class Pilot:
     seed: int
 
     @classmethod
-    def learn(cls, task: "Task", max_lr: float, folds: Folds, held_out: int, noisy: Sequence[str]) -> "Pilot":
+    def learn(
+        cls,
+        task: "Task",
+        max_lr: float,
+        folds: Folds,
+        held_out: int,
+        columns: Sequence[str],
+        noisy: Sequence[str],
+    ) -> "Pilot":
         """Learn from the rows outside one fold as all rows were learned from, at a known rate but shorter.
 
-        Of the `noisy` columns those are left out that do not help on the held-out rows.
+        The columns in question are given; those of the `noisy` ones that do not help on the held-out rows are
+        left out.
         """
         from embedkit.learning.fit import learn
         from embedkit.learning.jackknife import coded_rows, find_useless, gather_evidence
@@ -93,7 +102,8 @@ class Pilot:
             replace(part, fill=mean) if part.fill is None else part
             for part, mean in zip(pilot.numerics, pilot.inputs.means, strict=False)
         ]
-        embeddings = EmbeddingSet([part for part in pilot.tables if part.feature not in left_out], numerics)
+        taken = {*columns} - {*left_out}
+        embeddings = EmbeddingSet([part for part in pilot.tables if part.feature in taken], numerics)
         # The models see a sample: enough to tell what is better.
         rng = np.random.RandomState(settings.seed)
         seen, held = rng.permutation(len(train))[:MAX_ROWS], rng.permutation(held)[:MAX_ROWS]
@@ -210,17 +220,24 @@ def choose(
         }
         for names, models, block in zip(tried, found, blocks, strict=True)
     ]
-    usual, best = sizes.index(third), int(np.argmax([score["mean"] for score in scores]))
+    usual, means = sizes.index(third), [score["mean"] for score in scores]
+    gains = [_gain(block, blocks[usual]) for block in blocks]
+    surely = [i for i, (gain, error) in enumerate(gains) if gain > MIN_GAIN * error]
+    taken = max(surely, key=means.__getitem__, default=usual)
+    best = taken if surely else int(np.argmax(means))
     other = 0 if best == usual else usual
-    gains = blocks[best] - blocks[other]
-    gain, error = gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
+    gain, error = _gain(blocks[best], blocks[other])
     reason = (
         f"{_in_words(sizes[best], n)} gains {gain:.4f} +- {error:.4f} over {_in_words(sizes[other], n)} "
-        "on held-out rows, mean over the models"
+        f"on held-out rows, mean over the models{'' if best == taken else ': too little'}"
     )
-    if best != usual and gain <= MIN_GAIN * error:
-        return tried[usual], scores, f"{reason}: too little"
-    return tried[best], scores, reason
+    return tried[taken], scores, reason
+
+
+def _gain(new: np.ndarray, old: np.ndarray) -> tuple[float, float]:
+    """Mean over blocks, and its standard error."""
+    gains = new - old
+    return float(gains.mean()), float(gains.std(ddof=1) / len(gains) ** 0.5)
 
 
 def _in_words(size: int, n: int) -> str:

@@ -209,6 +209,43 @@ def test_other_choices_must_gain_more_than_chance(size, gain, error, chosen):
     assert reason.endswith("too little") == (len(found) != size)
 
 
+def test_a_sure_gain_goes_before_a_larger_one_that_is_not():
+    sure, unsure = np.full(10, 0.01), 0.012 + 0.1 * np.repeat([-1, 1], 5)
+    found, scores, reason = choose(
+        MadeUpPilot(sure, np.zeros(10), unsure, sure / 2), {"town": 1, "shop": 2, "day": 0.1}
+    )
+    assert found == []
+    assert "none gains 0.0100" in reason
+    assert np.argmax([score["mean"] for score in scores]) == 2
+
+
+def test_columns_without_vectors_are_in_nobodys_way(monkeypatch):
+    rng = np.random.default_rng(0)
+    noise, shop = rng.integers(0, 900, (4, 3000)), rng.integers(0, 300, 3000)
+    X = pd.DataFrame({f"noise{i}": column.astype(str) for i, column in enumerate(noise)})
+    y = rng.normal(size=3000)
+    encoder = EntityEmbeddingEncoder(**FAST | {"max_epochs": 8}, min_reliability=0.9)
+    encoder.fit_transform(X, y)
+    assert not any(table.vectors.any() for table in encoder.embeddings_.values())
+    assert encoder.cross_fit_["reason"] == "no column has vectors to cross-fit"
+    assert encoder.cross_fit_["scores"] == []
+    tried = []
+
+    def asked(pilot, residuals, bar):
+        tried.extend(pilot.embeddings)
+        return choose(pilot, residuals, bar)
+
+    monkeypatch.setattr("embedkit.cross_fitting.choose", asked)
+    X["shop"] = shop.astype(str)
+    encoder.fit_transform(X, rng.normal(size=300)[shop] + 0.1 * y)
+    published = [name for name, table in encoder.embeddings_.items() if table.vectors.any()]
+    assert "shop" in tried
+    assert len(tried) < 5
+    assert set(published) <= set(tried)
+    for name, of in encoder.cross_fit_["features"].items():
+        assert name in tried or not of["cross_fitted"]
+
+
 def test_one_column_is_cross_fitted_unless_that_hurts():
     class OneColumn(MadeUpPilot):
         embeddings = ("shop",)
