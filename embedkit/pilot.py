@@ -227,11 +227,9 @@ def choose(
     best = taken if surely else int(np.argmax(means))
     other = 0 if best == usual else usual
     gain, error = _gain(blocks[best], blocks[other])
-    reason = (
-        f"{_in_words(sizes[best], n)} gains {gain:.4f} +- {error:.4f} over {_in_words(sizes[other], n)} "
-        f"on held-out rows, mean over the models{'' if best == taken else ': too little'}"
-    )
-    return tried[taken], scores, reason
+    what, than = _in_words(sizes[best], n), _in_words(sizes[other], n)
+    reason = f"cross-fitting {what} gains {gain:.4f} +- {error:.4f} over {than} on held-out rows"
+    return tried[taken], scores, reason if best == taken else f"{reason}: too little"
 
 
 def _gain(new: np.ndarray, old: np.ndarray) -> tuple[float, float]:
