@@ -48,6 +48,21 @@ def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
             show_default=True,
             help="What the target is; auto takes numbers of more than 20 distinct values as continuous.",
         ),
+        *_encoding_options(),
+        click.option(
+            "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
+        ),
+        click.option("--max-categories", type=int, help="Most categories to keep of a column."),
+        *_running_options(),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _encoding_options() -> list[Callable]:
+    """What comes out of a column, and of two."""
+    return [
         click.option(
             "--embedding-dim",
             type=Widths("auto"),
@@ -68,15 +83,7 @@ def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
             show_default=True,
             help="Most pairs of columns whose combinations get a number of their own, for trees.",
         ),
-        click.option(
-            "--min-frequency", type=Number(), help="Rarer categories count as unknown (rows, or a fraction)."
-        ),
-        click.option("--max-categories", type=int, help="Most categories to keep of a column."),
-        *_running_options(),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _running_options() -> list[Callable]:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.errors import InputError, did_you_mean
-from embedkit.frames import as_numpy, from_numpy, to_column, to_list, type_family
+from embedkit.frames import as_numpy, check_valid, from_numpy, to_column, to_list, type_family
 from embedkit.vocabulary import FIRST, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -217,10 +217,7 @@ class EmbeddingTable:
         InputError
             If the table is not in that layout, or its data is not valid.
         """
-        try:
-            table.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"the Arrow data is not valid: {error}") from error
+        check_valid(table)
         feature = (table.schema.metadata or {}).get(_FEATURE_KEY, b"").decode()
         if table.column_names[:3] != ["kind", "category", "count"]:
             raise InputError(f"expected columns kind, category, count, found {table.column_names[:3]}")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedkit.errors import InputError
-from embedkit.frames import as_numpy, from_numpy
+from embedkit.frames import as_numpy, check_valid, from_numpy
 
 _COLUMNS = ["first", "second", "count"]
 
@@ -111,10 +111,7 @@ class Cross:
         InputError
             If the table is not in that layout, or its data is not valid.
         """
-        try:
-            table.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"the Arrow data is not valid: {error}") from error
+        check_valid(table)
         types = [pa.int32(), pa.int32(), pa.float64(), *[pa.float32()] * (table.num_columns - 3)]
         if table.schema.types != types or any(column.null_count for column in table.columns):
             raise InputError(f"pairs of {list(features)} must be in columns {_COLUMNS}, then numbers")

@@ -90,6 +90,14 @@ def check_unique(where: str | os.PathLike, names: Iterable[str]) -> None:
         raise InputError(f"{where} has more than one column named {twice}: rename or drop all but one")
 
 
+def check_valid(table: pa.Table) -> None:
+    """Raise InputError where Arrow data that comes from outside contradicts itself."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"the Arrow data is not valid: {error}") from error
+
+
 def without_null_keys(table: pa.Table) -> pa.Table:
     """A table no dictionary of which has a null: keys of directories have, and pandas knows none."""
     for i, field in enumerate(table.schema):

@@ -37,10 +37,9 @@ COMPRESSIONS = ("none", "snappy", "lz4", "zstd")
 
 # That look whether rows are what they were: reading, not waiting for Python, is what takes time.
 _CHECKING_THREADS = 8
-# Whether the record of an earlier run is of a unit.
 # Bytes: the folder of a job beside it has a longer name, and few file systems take more than 255.
 _LONGEST_NAME = 200
-
+# Whether the record of an earlier run is of a unit.
 _IsOf = Callable[[Mapping[str, Any] | None, Unit], bool]
 
 

@@ -178,13 +178,8 @@ def output_schema(embedding_set: EmbeddingSet, kept: pa.Schema, layout: str) -> 
         ]
         fields += [
             pa.field(name, pa.float32())
-            for column in embedding_set.numerics
-            for name in column.feature_names_out
-        ]
-        fields += [
-            pa.field(name, pa.float32())
-            for cross in embedding_set.crosses
-            for name in cross.feature_names_out
+            for part in (*embedding_set.numerics, *embedding_set.crosses)
+            for name in part.feature_names_out
         ]
     return pa.schema([*kept, *fields])
 
