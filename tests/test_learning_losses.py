@@ -8,11 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedkit.learning.data import Rows
-from embedkit.learning.derivatives import derivatives
-from embedkit.learning.learned import NetworkShape
 from embedkit.learning.losses import accuracy, curvature_root, output_gradients, row_losses, squared_errors
-from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
 
 NUMBER = Head("number", "continuous")
@@ -75,23 +71,3 @@ def test_gradients_are_those_of_autograd(heads):
     noise = torch.linspace(0.3, 1, len(heads), dtype=torch.float64)
     row_losses(heads, outputs, targets, noise).sum().backward()
     torch.testing.assert_close(output_gradients(heads, outputs.detach(), targets, noise), outputs.grad)
-
-
-def test_roots_of_several_outputs_make_the_curvature_by_the_vectors():
-    torch.manual_seed(0)
-    network = EntityEmbeddingNetwork(NetworkShape((4,), (3,), 0, (), 3)).eval()
-    network.tables[0].copy_(torch.randn(4, 3))
-    n = 20_000  # draws
-    same = Rows(
-        torch.full((n, 1), 2, dtype=torch.int32), torch.zeros(n, 0), torch.ones(n, 1), torch.full((n,), 2.0)
-    )
-    found = torch.zeros(3, 3)
-    noise, draws = torch.ones(1), torch.Generator().manual_seed(0)
-    for _, (part,) in derivatives(network, [THREE], same, [torch.eye(3)], noise, draws):
-        found += sum(root.T @ root for root in part.roots).detach() / n
-
-    def loss(vector):
-        return 2.0 * row_losses([THREE], network(vector[None], torch.zeros(1, 0)), torch.ones(1, 1)).sum()
-
-    exact = torch.autograd.functional.hessian(loss, network.tables[0][2])
-    torch.testing.assert_close(found, exact, rtol=0.05, atol=0.01)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from embedkit.learning.data import Rows
-from embedkit.learning.derivatives import derivatives
+from embedkit.learning.derivatives import derivatives, folded_layers
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
 
@@ -161,12 +160,7 @@ def first_layer_blocks(network: EntityEmbeddingNetwork) -> list[torch.Tensor]:
 
     Each of shape (units, width of the input), float64 on the CPU.
     """
-    first = network.layers[0]
-    weight = first.weight.detach().double().cpu()  # (units, inputs)
-    if len(network.layers) > 1:
-        norm: nn.BatchNorm1d = network.layers[1]
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = weight * scale.detach().double().cpu()[:, None]
+    weight = folded_layers(network)[0][0].cpu()  # (units, inputs)
     return list(weight.split([*network.shape.embedding_dims, network.shape.n_numeric], dim=1))
 
 
