@@ -76,8 +76,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         AdamW's, for the layers: per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
         Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2;
-        where there are fewer than 2,000 steps, not below 2 / steps. With 200 steps or fewer it is 1e-2,
-        without a test.
+        where there are fewer than 2,000 steps, not below 2 / steps. With about 300 steps or fewer it is
+        that, at most 1e-2, without a test.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional

@@ -16,8 +16,8 @@ from embedkit.learning.learned import Settings
 from embedkit.learning.lr_finder import LRFinderResult
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 3, "max_lr": 0.01, "random_state": 0}
-# More than 200 steps, for which the rate is not known beforehand.
-TESTED = {**FAST, "max_lr": "auto", "max_epochs": 40}
+# More than 300 steps, for which the rate is not known beforehand.
+TESTED = {**FAST, "max_lr": "auto", "max_epochs": 60}
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,12 @@ def test_the_fewer_the_steps_the_larger_they_are(sales, max_epochs, low):
     assert encoder.find_lr(X, y, **tiny).suggestion == pytest.approx(low)
 
 
-def test_a_short_training_needs_no_range_test(sales):
-    encoder = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(*sales)
-    assert len(encoder.learning_rates_) <= 200
-    assert encoder.max_lr_ == 1e-2
+@pytest.mark.parametrize(("n_rows", "rate"), [(2_048, 1e-2), (8_192, 2 / 256)])
+def test_a_short_training_needs_no_range_test(sales, n_rows, rate):
+    X, y = sales[0].sample(n_rows, replace=True, random_state=0), np.arange(float(n_rows))
+    encoder = EntityEmbeddingEncoder(max_epochs=1, batch_size=32, random_state=0).fit(X, y)
+    assert len(encoder.learning_rates_) == n_rows / 32
+    assert encoder.max_lr_ == rate
     assert encoder.lr_finder_ is None
 
 
@@ -178,7 +180,7 @@ from embedkit import EntityEmbeddingClassifier
 rng = np.random.default_rng(0)
 X = pd.DataFrame({"k": rng.choice(list("abcdef"), 300), "m": rng.choice([1, 2, 3], 300)})
 X["x"] = rng.normal(size=300)
-model = EntityEmbeddingClassifier(["m"], random_state=5, max_epochs=30, early_stopping=True)
+model = EntityEmbeddingClassifier(["m"], random_state=5, max_epochs=50, early_stopping=True)
 model.fit(X, np.where(X["k"] < "c", "low", "high")).save("set")
 """
 

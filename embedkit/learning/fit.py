@@ -27,6 +27,9 @@ AUTO_LR_BOUNDS = (1e-3, 1e-2)
 # A weight moves by about the rate in a step. To cover this distance, a short training needs larger steps.
 AUTO_LR_DISTANCE = 2.0
 AUTO_LR_ITERATIONS = 200
+# Where a training is so short that its rates differ by no more than this factor, a range test, which would
+# take as many steps as the training, has nothing to find.
+AUTO_LR_MIN_RANGE = 1.5
 # torch's random numbers are the process' own: trainings side by side would draw them from each other.
 _LEARNING = threading.Lock()
 
@@ -64,8 +67,8 @@ def learn(
         if checkpoint is not None:
             saved = Checkpoint(checkpoint, fingerprint_of(preparation, settings), checkpoint_seconds)
         if max_lr == "auto":
-            low, max_lr = _rate_bounds(preparation, settings)
-            if low < max_lr:
+            max_lr, high = _rate_bounds(preparation, settings)
+            if high > AUTO_LR_MIN_RANGE * max_lr:
                 finder = range_test(preparation, settings)
                 max_lr = finder.suggestion
         try:
