@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from embedkit.errors import InputError
-from embedkit.learning.lr_finder import (
-    RULES,
-    LRFinderResult,
-    find_lr,
+from embedkit.learning.lr_finder import RULES, LRFinderResult, find_lr
+from embedkit.learning.lr_rules import (
     judge_curve,
     smith_bounds,
     suggest_balanced,
+    suggest_fall,
     suggest_minimum,
     suggest_slide,
     suggest_steepest,
@@ -279,10 +278,32 @@ def test_units_of_the_loss_do_not_matter(losses: np.ndarray, scale: float) -> No
         suggest_valley,
         suggest_slide,
         suggest_balanced,
+        suggest_fall,
         smith_bounds,
     ):
         assert suggest(lrs, losses * scale) == suggest(lrs, losses)
     assert judge_curve(losses * scale, False)[0] == judge_curve(losses, False)[0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_fall_is_twice_the_rate_at_four_fifths_of_the_way_down(noise: float) -> None:
+    lrs = np.geomspace(1e-6, 10, 141)  # 20 points a decade
+    losses = np.interp(np.log10(lrs), [-6, -4, -2, 0, 1], [2.0, 2.0, 1.0, 1.0, 90])
+    losses += np.random.default_rng(0).normal(scale=noise, size=141)
+    # 80 % of the fall is at 10**-2.4
+    assert math.log10(suggest_fall(lrs, losses) / 2) == pytest.approx(-2.4, abs=0.06 if noise == 0 else 0.2)
+
+
+def test_fall_is_where_the_loss_comes_down_for_good() -> None:
+    lrs = np.geomspace(1e-6, 10, 141)
+    points = [-6, -5, -4.5, -4, -3, -2, 0, 1], [2.0, 2.0, 1.0, 2.0, 2.0, 1.0, 1.0, 90]
+    losses = np.interp(np.log10(lrs), *points)
+    assert suggest_fall(lrs, losses) > 2 * 10**-2.4
+
+
+def test_fall_of_a_loss_that_only_grows_is_at_its_start() -> None:
+    lrs = np.geomspace(1e-3, 1, 31)
+    assert suggest_fall(lrs, np.linspace(1, 2, 31)) == 2e-3
 
 
 @given(losses=curves)

@@ -190,11 +190,11 @@ def test_lr_finder_marks_every_suggestion_and_the_chosen_one() -> None:
     figure = plot_lr_finder(result)
     rates, loss, rules = figure.axes
     rows = [label.get_text() for label in rules.get_yticklabels()]
-    assert rows == ["minimum", "steepest", "valley", "slide", "balanced", "Smith"]
-    drawn = {rows[int(line.get_ydata()[0])]: line.get_xdata()[0] for line in rules.lines[:5]}
-    assert drawn == {rule: result.suggestions[rule] for rule in rows[:5]}
+    assert rows == ["minimum", "steepest", "valley", "slide", "balanced", "fall", "Smith"]
+    drawn = {rows[int(line.get_ydata()[0])]: line.get_xdata()[0] for line in rules.lines[:6]}
+    assert drawn == {rule: result.suggestions[rule] for rule in rows[:6]}
     bounds = [result.suggestions["smith_base"], result.suggestions["smith_max"]]
-    assert list(rules.lines[5].get_xdata()) == bounds
+    assert list(rules.lines[6].get_xdata()) == bounds
     assert labels(rules)[2] == f"{result.suggestions['valley']:.2g}"
     assert list(loss.lines[-1].get_xdata()) == [result.suggestion] * 2
     assert list(rates.lines[-1].get_ydata()) == [result.suggestion] * 2

@@ -27,6 +27,9 @@ AUTO_LR_BOUNDS = (1e-3, 1e-2)
 # A weight moves by about the rate in a step. To cover this distance, a short training needs larger steps.
 AUTO_LR_DISTANCE = 2.0
 AUTO_LR_ITERATIONS = 200
+AUTO_LR_RULE = "fall"
+# Of all rates for every table the best one.
+AUTO_LR_FALLBACK = 4e-3
 # Where a training is so short that its rates differ by no more than this factor, a range test, which would
 # take as many steps as the training, has nothing to find.
 AUTO_LR_MIN_RANGE = 1.5
@@ -89,9 +92,14 @@ def find_learning_rate(task: Task, **sweep: Any) -> LRFinderResult:
 
 def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LRFinderResult:
     """The learning-rate range test; leaves the trainer as it was."""
-    options = {"num_iter": AUTO_LR_ITERATIONS, "bounds": _rate_bounds(preparation, settings), **sweep}
+    options = {
+        "num_iter": AUTO_LR_ITERATIONS,
+        "rule": AUTO_LR_RULE,
+        "fallback": AUTO_LR_FALLBACK,
+        "bounds": _rate_bounds(preparation, settings),
+    }
     bar = progress_bar("finding the learning rate", settings)
-    return find_lr(preparation.trainer, progress=bar, **options)
+    return find_lr(preparation.trainer, progress=bar, **options | sweep)
 
 
 def _rate_bounds(preparation: Preparation, settings: Settings) -> tuple[float, float]:
