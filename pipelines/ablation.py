@@ -153,8 +153,8 @@ def learn_plainly(estimator: Estimator, X: pd.DataFrame, y: np.ndarray) -> None:
     torch.manual_seed(settings.seed)
     preparation = prepare(task)
     training = PlainTraining(preparation, settings)
-    preparation = replace(preparation, trainer=training)
-    finder = range_test(preparation, settings, rule="valley", fallback=1e-3)  # the rule that fastai takes
+    sweep = {"rule": "valley", "fallback": 1e-3}  # as fastai reads it
+    finder = range_test(replace(preparation, trainer=training), settings, **sweep)
     steps_per_epoch = training.steps_per_epoch
     steps = settings.max_epochs * steps_per_epoch
     schedule = make_schedule(
