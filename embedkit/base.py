@@ -240,8 +240,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             As in `fit`.
         **sweep
             ``start_lr``, ``end_lr`` and the like: see `embedkit.learning.lr_finder.find_lr`. As in `fit`, the
-            sweep has 200 steps, the rule is "fall" and the suggestion is held within the bounds of an automatic
-            rate.
+            sweep has 200 steps, the rule is "fall" and the suggestion is held within an automatic rate's bounds.
 
         Returns
         -------
