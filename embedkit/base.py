@@ -240,7 +240,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             As in `fit`.
         **sweep
             ``start_lr``, ``end_lr`` and the like: see `embedkit.learning.lr_finder.find_lr`. As in `fit`, the
-            sweep has 200 steps, the rule is "fall" and the suggestion is held within an automatic rate's bounds.
+            sweep has 200 steps, the rule is "fall", and the suggestion is held within automatic bounds.
 
         Returns
         -------
