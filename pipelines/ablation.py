@@ -44,6 +44,7 @@ from embedkit.learning.data import Rows
 from embedkit.learning.fit import range_test
 from embedkit.learning.learned import History, Learned, NetworkShape, Settings
 from embedkit.learning.losses import row_losses
+from embedkit.learning.lr_finder import FALLBACK_LR
 from embedkit.learning.prepare import Preparation, prepare
 from embedkit.learning.schedules import make_schedule
 from embedkit.models import make_model
@@ -153,7 +154,7 @@ def learn_plainly(estimator: Estimator, X: pd.DataFrame, y: np.ndarray) -> None:
     torch.manual_seed(settings.seed)
     preparation = prepare(task)
     training = PlainTraining(preparation, settings)
-    sweep = {"rule": "valley", "fallback": 1e-3}  # as fastai reads it
+    sweep = {"rule": "valley", "fallback": FALLBACK_LR}  # what the finder does by itself, as fastai's
     finder = range_test(replace(preparation, trainer=training), settings, **sweep)
     steps_per_epoch = training.steps_per_epoch
     steps = settings.max_epochs * steps_per_epoch

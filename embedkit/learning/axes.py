@@ -98,7 +98,6 @@ def canonical_tables(
         Residual variances; see `row_losses`.
     generator : torch.Generator
     """
-    network.eval()
     blocks = first_layer_blocks(network)
     total = float(rows.weights.sum())
     tables, centers, rotations, shares = [], [], [], []

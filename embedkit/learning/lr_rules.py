@@ -107,8 +107,7 @@ def suggest_fall(lrs: np.ndarray, losses: np.ndarray) -> float:
     middle, _ = running_median(losses)
     lowest = int(np.argmin(middle))
     start = first_level(middle)
-    above = np.flatnonzero(middle[: lowest + 1] > start - 0.8 * (start - middle[lowest]))
-    return 2 * float(lrs[min(int(above[-1]) + 1, lowest)] if len(above) else lrs[0])
+    return 2 * float(lrs[_after_last(middle[:lowest] > start - 0.8 * (start - middle[lowest]))])
 
 
 def smith_bounds(
@@ -148,8 +147,7 @@ def smith_bounds(
     climb = height[: peak + 1]
     fallen_back = np.maximum.accumulate(climb) - climb > max(0.1 * rise, CLEAR * error)
     high = int(np.argmax((climb >= start + 0.9 * rise) | fallen_back))
-    under = np.flatnonzero(climb[: high + 1] < start + 0.1 * rise)
-    low = int(under[-1]) + 1 if len(under) else 0
+    low = _after_last(climb[: high + 1] < start + 0.1 * rise)
     max_lr = float(lrs[high])
     return (float(lrs[low]) if 0 < low < high else max_lr / 4), max_lr
 
@@ -211,3 +209,8 @@ def running_median(values: np.ndarray) -> tuple[np.ndarray, float]:
 def first_level(values: np.ndarray) -> float:
     """Where a curve starts: the median of its first fifth."""
     return float(np.median(values[: max(1, len(values) // 5)]))
+
+
+def _after_last(flags: np.ndarray) -> int:
+    """Where flags are left behind for good: the point after the last that is set, the first where none is."""
+    return int(np.flatnonzero(flags).max(initial=-1)) + 1
