@@ -43,7 +43,7 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         shrinkage: float = 0.1,
         min_reliability: float = 0.3,
         ranks: bool = True,
-        crosses: int = 0,
+        crosses: int | str = "auto",
         cross_fit: Any = "auto",
         hidden_fraction: float = 0.01,
         weight_decay: float = 0.01,

@@ -78,10 +78,11 @@ def _encoding_options() -> list[Callable]:
         ),
         click.option(
             "--crosses",
-            type=click.IntRange(0),
-            default=0,
+            type=Number("auto"),
+            default="auto",
             show_default=True,
-            help="Most pairs of columns whose combinations get a number of their own, for trees.",
+            help="Most pairs of columns whose combinations get a number of their own, for trees; auto takes "
+            "8 where evaluate measures that they pay, and none where nothing is measured, as in fit.",
         ),
     ]
 

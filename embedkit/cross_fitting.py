@@ -6,12 +6,13 @@ see differs from column to column, so the choice is measured; see `embedkit.pilo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
-from embedkit.pilot import N_BLOCKS, Pilot, choose, put_vectors
+from embedkit.folds import Folds, blocks_in_order, check_groups, look_up, make_folds, rows_present
+from embedkit.pilot import N_BLOCKS, Choice, Pilot, choose, crosses_pay, put_vectors
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import UNKNOWN
 
@@ -65,7 +66,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted, and the crosses, which all are.
     """
-    from embedkit.learning.combinations import learn_crosses, rows_without_themselves
+    from embedkit.learning.combinations import AUTO_PAIRS, learn_crosses, rows_without_themselves
     from embedkit.learning.fit import learn, progress_bar
     from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
@@ -74,7 +75,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     learned = learn(task)
     features = [part.feature for part in learned.tables]
     if folds is None:
-        return replace(learned, cross_fit=_record(features, (), (), {}, [], why_none)), {}
+        return replace(learned, cross_fit=_record(features, Choice([], [], why_none, {}))), {}
     rows = coded_rows(learned, task)
     codes = rows.codes.numpy()
     present = rows_present(task.sample_weight, len(codes))
@@ -88,24 +89,41 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
         for i, part in enumerate(learned.tables)
     }
     published = [part.feature for part in learned.tables if part.learned_vectors.any()]
-    chosen, useless, scores, reason = published, [], [], "asked for"
-    if isinstance(cross_fit, str) and not published:
-        reason = "no column has vectors to cross-fit"
-    elif isinstance(cross_fit, str):
+    # Rows of one group, and of a splitter's fold, belong together for a reason.
+    auto = isinstance(cross_fit, str)
+    blocks = blocks_in_order(present, N_FOLDS) if auto and groups is None else folds
+    choice, useless = Choice(published, [], "asked for", {}), []
+    n_pairs, why = settings.pairs_asked_for, "not measured"
+    if auto and not published:
+        choice = Choice([], [], "no column has vectors to cross-fit", {})
+    elif auto:
         # Without one of K folds, vectors of pure noise move by 1 / (K - 1) of their variance.
         limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
         noisy = [name for name in published if residuals[name] > limit]
         held_out = _fold_to_hold_out(folds, present)
-        pilot = Pilot.learn(task, learned.max_lr, folds, held_out, columns=published, noisy=noisy)
+        ask = isinstance(settings.crosses, str)
+        pilot = Pilot.learn(
+            task,
+            learned.max_lr,
+            folds,
+            held_out,
+            columns=published,
+            noisy=noisy,
+            blocks=blocks,
+            ask_of_crosses=ask,
+        )
         useless = pilot.useless
         bar = progress_bar("choosing what to cross-fit", settings)
-        chosen, scores, reason = choose(pilot, residuals, bar)
-    crossed = {name: found[name] for name in chosen}
+        choice = choose(pilot, residuals, bar)
+        if ask:
+            pays, why = crosses_pay(pilot, choice)
+            n_pairs = AUTO_PAIRS if pays else 0
+    crossed = {name: found[name] for name in choice.columns}
     learned = silence(learned, useless, settings)
-    if n_pairs := settings.crosses:
-        learned = replace(learned, crosses=learn_crosses(learned, rows, n_pairs, folds, settings.seed))
-        crossed |= rows_without_themselves(learned, rows, learned.crosses, folds)
-    record = _record(features, chosen, useless, residuals, scores, reason)
+    if n_pairs:
+        learned = replace(learned, crosses=learn_crosses(learned, rows, n_pairs, blocks, settings.seed))
+        crossed |= rows_without_themselves(learned, rows, learned.crosses, blocks)
+    record = _record(features, choice, useless, residuals, why)
     return replace(learned, cross_fit=record), crossed
 
 
@@ -144,18 +162,17 @@ def encode_rows(embeddings: EmbeddingSet, task: "Task", vectors: Mapping[str, np
 
 def _record(
     features: Sequence[str],
-    chosen: Sequence[str],
-    useless: Sequence[str],
-    residuals: Mapping[str, float],
-    scores: list[dict[str, Any]],
-    reason: str,
+    choice: Choice,
+    useless: Sequence[str] = (),
+    residuals: Mapping[str, float] = MappingProxyType({}),
+    crosses: str = "not measured",
 ) -> dict[str, Any]:
     content = {
         name: {
-            "cross_fitted": name in chosen,
+            "cross_fitted": name in choice.columns,
             "helps": name not in useless,
             "alignment_residual": residuals.get(name),
         }
         for name in features
     }
-    return {"features": content, "scores": scores, "reason": reason}
+    return {"features": content, "scores": choice.scores, "reason": choice.reason, "crosses": crosses}

@@ -225,6 +225,8 @@ def _tell(network: "EntityEmbeddingClassifier", seconds: float, echo: Callable[[
     noise = [name for name, of in said.items() if not of["helps"]]
     if noise:
         echo(f"set to zero, as noise that does not help on held-out rows: {', '.join(noise)}")
+    pairs = ", ".join(" x ".join(cross.features) for cross in network.embeddings_.crosses)
+    echo(f"numbers for combinations: {pairs or 'none'} ({network.cross_fit_['crosses']})")
 
 
 def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:

@@ -55,14 +55,17 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         ``{feature}_rank``, on a scale that distances do not see: trees, which do, can take single categories
         out along it. Not for features whose width `embedding_dim` gives, nor for those that come out as
         zeros, nor where an input or a target has that name.
-    crosses : int, default=0
+    crosses : int or "auto", default="auto"
         Most pairs of categorical columns that get a column ``{feature}_x_{feature}``: how far the mean target
         of rows with that combination lies from the mean of all, shrunk, on a scale that distances do not see.
-        Those that explain most of what the network leaves over come first, also where it is little.
-        `fit_transform` judges them on the folds of `cross_fit` (where new rows are later ones, give it a
-        splitter by time whose borders cut no period in two) and encodes every row without its fold; `fit`,
-        and `cross_fit=False`, judge them on random folds. For rows in memory, at least 1,000 of them;
-        `fit_transform` has none where "auto" finds no folds among the groups.
+        Those that explain most of what the network leaves over come first, also where it is little; of more
+        than 25 columns, only pairs of the 25 whose vectors spread most. They are judged, and `fit_transform`
+        encodes every row, without the fifth of the rows that it came with, in the order given: what passes
+        with time does not count where rows are in the order of time (nor does what is of one shop only, where
+        they are in the order of shops); with the groups or the folds of `cross_fit` where these are given.
+        "auto" takes 8 where `fit_transform` measures, on the rows that ``cross_fit="auto"`` holds out, that
+        LightGBM gets better by them, and none where nothing is measured, as in `fit`. For rows in memory, at
+        least 1,000 of them.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"
@@ -117,7 +120,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         Of `fit_transform`: "features" says of each column whether it was "cross_fitted", if it "helps" (if
         not, it is mostly noise, of no help on held-out rows, and its vectors are zeros), and its
         "alignment_residual" (how far vectors learned without a row lie from the full ones, relative to the
-        spread of these), "scores" what was measured, "reason" why it was chosen so. None after `fit`.
+        spread of these), "scores" what was measured, "reason" why it was chosen so, "crosses" what these
+        gained. None after `fit`.
     history_ : list of dict
         Losses of each epoch: the mean over rows of half the squared error of the standardised target, or of
         the cross-entropy in nats.
@@ -144,7 +148,7 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
 
     ``fit_transform(X, y)`` is not ``fit(X, y).transform(X)`` unless `cross_fit` is False. It splits rows into
     folds: equal rows may be in different ones, a row of weight 2 is in one, which holds for the choice of
-    `crosses` in `fit` too. And it hides some values (`hidden_fraction`).
+    `crosses` in `fit` too. It chooses whether there are `crosses`, and hides some values (`hidden_fraction`).
 
     References
     ----------

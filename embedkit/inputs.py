@@ -97,9 +97,10 @@ def task_of_stream(
         weights = None if sample_weight is None else weight_column(rows, sample_weight)
         features = rows.select(stream.empty.column_names)
         return task_of_rows(estimator, features, targets[y] if isinstance(y, str) else targets, weights)
-    if estimator.crosses:
+    settings = estimator._settings()
+    if settings.pairs_asked_for:
         raise InputError(
-            f"crosses are learned from rows in memory, not from files: set it to 0, got {estimator.crosses}"
+            f"crosses are learned from rows in memory, not from files: set it to 0, got {settings.crosses}"
         )
     columns = stream.empty
     _check_feature_names(estimator, columns, reset=True)
@@ -107,7 +108,7 @@ def task_of_stream(
     estimator._single = isinstance(y, str)
     roles = choose_roles(columns, estimator.categorical_features, typed=True)
     heads = scan_heads(stream, estimator._target_type())
-    return Task(stream, roles, heads, None, None, estimator._settings())
+    return Task(stream, roles, heads, None, None, settings)
 
 
 def open_dataset(location: str | os.PathLike) -> "Dataset":

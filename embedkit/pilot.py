@@ -1,4 +1,4 @@
-"""A training without some of the rows, by which it is measured which columns to cross-fit.
+"""A training without some of the rows, which shows which columns to cross-fit and whether crosses pay.
 
 How much of a vector is noise that a model should not see differs from column to column: a category of three
 rows repeats their targets, one of three thousand does not, and where the targets have little noise the
@@ -19,7 +19,8 @@ from embedkit.folds import Folds, look_up, rows_present
 from embedkit.tables import EmbeddingSet
 
 if TYPE_CHECKING:
-    from embedkit.learning.learned import Settings, Task
+    from embedkit.learning.data import Rows
+    from embedkit.learning.learned import Learned, Settings, Task
     from embedkit.learning.targets import Head
 
 # Rows that quick models learn from, and that they are judged on: more would take longer and tell the same.
@@ -55,6 +56,11 @@ class Pilot:
         Rows as the set encodes them.
     crossed : dict of str to float32 array of shape (n_train, width of the column)
         Vectors of the training rows, by column, that were learned without each row's fold.
+    pairs : pair of float32 array of shape (n_rows, n_numbers)
+        Numbers of combinations, of the training rows and the held-out ones, that were learned from other
+        blocks of training rows; of shape (n_rows, 0) where there is nothing to ask.
+    blocks : pair of int array of shape (n_rows,)
+        Block of each of these rows.
     targets : pair of ndarray of shape (n_rows, n_heads)
         Of the training rows and the held-out ones.
     heads : tuple of Head
@@ -66,6 +72,8 @@ class Pilot:
     train: np.ndarray
     held_out: np.ndarray
     crossed: dict[str, np.ndarray]
+    pairs: tuple[np.ndarray, np.ndarray]
+    blocks: tuple[np.ndarray, np.ndarray]
     targets: tuple[np.ndarray, np.ndarray]
     heads: tuple["Head", ...]
     seed: int
@@ -79,11 +87,13 @@ class Pilot:
         held_out: int,
         columns: Sequence[str],
         noisy: Sequence[str],
+        blocks: Folds,
+        ask_of_crosses: bool,
     ) -> "Pilot":
         """Learn from the rows outside one fold as all rows were learned from, at a known rate but shorter.
 
         The columns in question are given; those of the `noisy` ones that do not help on the held-out rows are
-        left out.
+        left out. The blocks are the folds of crosses, and it may be asked whether these pay.
         """
         from embedkit.learning.fit import learn
         from embedkit.learning.jackknife import coded_rows, find_useless, gather_evidence
@@ -108,23 +118,36 @@ class Pilot:
         rng = np.random.RandomState(settings.seed)
         seen, held = rng.permutation(len(train))[:MAX_ROWS], rng.permutation(held)[:MAX_ROWS]
         found = look_up(evidence, rows.codes.numpy()[train[seen]], own.test[seen], own.excluded)
+        pairs = np.zeros((len(train) + len(held), 0), dtype=np.float32)
+        if ask_of_crosses:
+            pairs = numbers_of_pairs(pilot, rows, blocks, train, held, settings.seed)
         return cls(
             embeddings=embeddings,
             useless=left_out,
             train=embeddings.transform(table.take(train[seen])),
             held_out=embeddings.transform(table.take(held)),
             crossed=dict(zip(task.roles.categorical, found, strict=True)),
+            pairs=(pairs[seen], pairs[len(train) :]),
+            blocks=(blocks.test[train[seen]], blocks.test[held]),
             targets=(targets[train[seen]], targets[held]),
             heads=task.heads,
             seed=settings.seed,
         )
 
-    def score(self, name: str, cross_fitted: Collection[str]) -> np.ndarray:
-        """R2 or ROC AUC of a quick model on each block of the held-out rows, mean over the targets."""
+    def score(
+        self, name: str, cross_fitted: Collection[str], *, pairs: bool = False, block: int | None = None
+    ) -> np.ndarray:
+        """R2 or ROC AUC of a quick model on parts of the held-out rows, mean over the targets.
+
+        With the numbers of `pairs`, or without; on the rows of a block, learned from those of the others, or
+        on all.
+        """
         from embedkit.models import make_model
 
-        train = self.train.copy()
+        train, held_out = self.train.copy(), self.held_out
         put_vectors(train, self.embeddings, {column: self.crossed[column] for column in cross_fitted})
+        if pairs:
+            train, held_out = (np.hstack(parts) for parts in zip((train, held_out), self.pairs, strict=True))
         found = []
         for i, head in enumerate(self.heads):
             kind = "regression" if head.kind == "continuous" else head.kind
@@ -134,8 +157,26 @@ class Pilot:
                 rounds = QUICK[name]["n_estimators"] * FEW_CLASSES // max(len(head.classes), FEW_CLASSES)
                 model.set_params(n_estimators=max(rounds, MIN_ROUNDS))
             y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
-            found.append(_block_scores(model, kind, (train, y_train), (self.held_out, y_test)))
+            learned_from, test = (train, y_train), (held_out, y_test)
+            if block is not None:
+                learned_from = tuple(part[self.blocks[0] != block] for part in learned_from)
+                test = tuple(part[self.blocks[1] == block] for part in test)
+            found.append(_part_scores(model, kind, learned_from, test))
         return np.mean(found, axis=0)
+
+
+def numbers_of_pairs(
+    pilot: "Learned", rows: "Rows", blocks: Folds, train: np.ndarray, held_out: np.ndarray, seed: int
+) -> np.ndarray:
+    """Numbers of combinations of training rows, then held-out ones, each learned without its block."""
+    from embedkit.learning.combinations import AUTO_PAIRS, learn_crosses, rows_without_themselves
+
+    crosses = learn_crosses(pilot, rows.take(train), AUTO_PAIRS, blocks.take(train), seed)
+    both = np.concatenate([train, held_out])
+    asked = rows.take(both)
+    asked.weights[len(train) :] = 0  # nothing is learned from them
+    found = rows_without_themselves(pilot, asked, crosses, blocks.take(both))
+    return np.hstack([np.zeros((len(both), 0), dtype=np.float32), *found.values()])
 
 
 def _pilot_settings(settings: "Settings", max_lr: float, n_rows: int) -> "Settings":
@@ -152,12 +193,12 @@ def _pilot_settings(settings: "Settings", max_lr: float, n_rows: int) -> "Settin
     return replace(settings, max_lr=max_lr, batch_size=max(batch_size, 2), max_epochs=epochs)
 
 
-def _block_scores(
+def _part_scores(
     model: Any, kind: str, learned_from: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """R2 or ROC AUC of a model on blocks of test rows that are alike in their targets.
+    """R2 or ROC AUC of a model on parts of test rows that are alike in their targets.
 
-    The squared errors of a block are set against the variance of all test rows: one of their own may have
+    The squared errors of a part are set against the variance of all test rows: one of their own may have
     none. What tells nothing counts as a guess does.
     """
     from embedkit.models import macro_auc
@@ -179,11 +220,31 @@ def _block_scores(
     return scores
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What to cross-fit, and why.
+
+    Attributes
+    ----------
+    columns : list of str
+    scores : list of dict
+        What was tried: "cross_fitted", a score for each model, and their "mean".
+    reason : str
+    by_model : dict of str to float64 array of shape (n_blocks,)
+        Scores of the models under it.
+    """
+
+    columns: list[str]
+    scores: list[dict[str, Any]]
+    reason: str
+    by_model: dict[str, np.ndarray]
+
+
 def choose(
     pilot: Pilot,
     residuals: Mapping[str, float],
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> tuple[list[str], list[dict[str, Any]], str]:
+) -> Choice:
     """The columns to cross-fit: the most affected third, unless none, two thirds or all score better.
 
     One fold is a noisy judge. On tables of many kinds the third was often best and seldom far from it.
@@ -195,16 +256,9 @@ def choose(
         How far cross-fitting moves each column.
     progress : callable
         Wraps the choices, as ``tqdm`` does.
-
-    Returns
-    -------
-    chosen : list of str
-    scores : list of dict
-        What was tried: "cross_fitted", a score for each model, and their "mean".
-    reason : str
     """
     if not pilot.embeddings:
-        return [], [], "no column helps on held-out rows"
+        return Choice([], [], "no column helps on held-out rows", {})
     affected = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
     n = len(affected)
     third = max(round(n / 3), 1)
@@ -229,7 +283,27 @@ def choose(
     gain, error = _gain(blocks[best], blocks[other])
     what, than = _in_words(sizes[best], n), _in_words(sizes[other], n)
     reason = f"cross-fitting {what} gains {gain:.4f} +- {error:.4f} over {than} on held-out rows"
-    return tried[taken], scores, reason if best == taken else f"{reason}: too little"
+    return Choice(tried[taken], scores, reason if best == taken else f"{reason}: too little", found[taken])
+
+
+def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
+    """Whether LightGBM gets better by numbers of combinations, beside the chosen columns, and by how much.
+
+    It learns without the block that it is judged on, as from what was before: where new rows are later ones,
+    what holds within a block says little. It tells more than a forest: distances do not see crosses, and so
+    few trees of a forest differ more by chance. Any gain will do, as where crosses pay it is by far more than
+    they cost where they do not.
+    """
+    if not choice.by_model or not pilot.pairs[0].shape[1]:
+        return False, "no combinations to ask about"
+    asked = [(block, pairs) for pairs in (True, False) for block in np.unique(pilot.blocks[1])]
+    with ThreadPoolExecutor(min(pa.cpu_count(), len(asked))) as pool:
+        found = pool.map(
+            lambda one: pilot.score("lightgbm", choice.columns, block=one[0], pairs=one[1]), asked
+        )
+        new, old = np.split(np.concatenate([*found]), 2)
+    gain, error = _gain(new, old)
+    return gain > 0, f"LightGBM gains {gain:.4f} +- {error:.4f} by crosses on held-out rows"
 
 
 def _gain(new: np.ndarray, old: np.ndarray) -> tuple[float, float]:

@@ -13,7 +13,7 @@ Steps, each on top of those before:
 5. Only axes that are not sampling noise.
 6. Ranks: each category's place in sorted order beside its vector, on a scale that distances do not see.
 7. Cross-fitting where it is measured to pay.
-8. Values hidden from the models, one in a hundred: embedkit's defaults, and what `fit_transform` puts out.
+8. Values hidden from the models, one in a hundred.
 9. Numbers for combinations of two categories, of up to eight pairs of columns.
 
 KNN, random forest and LightGBM learn from the vectors of the same training rows, with the same settings, at
@@ -74,9 +74,9 @@ STEPS = (
     Step("+ canonical axes", ALL_AXES),
     Step("+ only reliable axes", NO_RANKS),
     Step("+ ranks", {"cross_fit": False}),
-    Step("+ cross-fitting", {"hidden_fraction": 0.0}),
-    Step("+ hidden values: the defaults", {}),
-    Step("+ crosses=8, if asked for", {"crosses": 8}),
+    Step("+ cross-fitting", {"hidden_fraction": 0.0, "crosses": 0}),
+    Step("+ hidden values", {"crosses": 0}),
+    Step("+ numbers for combinations: the defaults", {}),
 )
 
 

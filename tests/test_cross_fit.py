@@ -202,21 +202,21 @@ class MadeUpPilot:
 def test_other_choices_must_gain_more_than_chance(size, gain, error, chosen):
     gains = [np.zeros(10) for _ in range(4)]
     gains[size] = gain + error * 10**0.5 * np.repeat([-1, 1], 5) * (9 / 10) ** 0.5
-    found, scores, reason = choose(MadeUpPilot(*gains), {"town": 0.4, "shop": 0.5, "day": 0.3})
-    assert found == chosen
-    assert [score["cross_fitted"] for score in scores] == [["shop", "town", "day"][:i] for i in range(4)]
-    assert f"gains {gain:.4f} +- {error:.4f} over" in reason
-    assert reason.endswith("too little") == (len(found) != size)
+    choice = choose(MadeUpPilot(*gains), {"town": 0.4, "shop": 0.5, "day": 0.3})
+    assert choice.columns == chosen
+    tried = [score["cross_fitted"] for score in choice.scores]
+    assert tried == [["shop", "town", "day"][:i] for i in range(4)]
+    assert f"gains {gain:.4f} +- {error:.4f} over" in choice.reason
+    assert choice.reason.endswith("too little") == (len(chosen) != size)
+    assert np.array_equal(choice.by_model["lightgbm"], np.linspace(0.5, 0.6, 10) + gains[len(chosen)])
 
 
 def test_a_sure_gain_goes_before_a_larger_one_that_is_not():
     sure, unsure = np.full(10, 0.01), 0.012 + 0.1 * np.repeat([-1, 1], 5)
-    found, scores, reason = choose(
-        MadeUpPilot(sure, np.zeros(10), unsure, sure / 2), {"town": 1, "shop": 2, "day": 0.1}
-    )
-    assert found == []
-    assert "none gains 0.0100" in reason
-    assert np.argmax([score["mean"] for score in scores]) == 2
+    choice = choose(MadeUpPilot(sure, np.zeros(10), unsure, sure / 2), {"town": 1, "shop": 2, "day": 0.1})
+    assert choice.columns == []
+    assert "none gains 0.0100" in choice.reason
+    assert np.argmax([score["mean"] for score in choice.scores]) == 2
 
 
 def test_columns_without_vectors_are_in_nobodys_way(monkeypatch):
@@ -250,8 +250,8 @@ def test_one_column_is_cross_fitted_unless_that_hurts():
     class OneColumn(MadeUpPilot):
         embeddings = ("shop",)
 
-    assert choose(OneColumn(np.zeros(10), np.zeros(10)), {"shop": 0.5})[0] == ["shop"]
-    assert choose(OneColumn(np.full(10, 0.1), np.zeros(10)), {"shop": 0.5})[0] == []
+    assert choose(OneColumn(np.zeros(10), np.zeros(10)), {"shop": 0.5}).columns == ["shop"]
+    assert choose(OneColumn(np.full(10, 0.1), np.zeros(10)), {"shop": 0.5}).columns == []
 
 
 def test_filters_of_warnings_stay_as_they_were(sales, monkeypatch):
@@ -535,7 +535,7 @@ def test_quick_trees_are_about_as_many_whatever_the_number_of_classes(monkeypatc
             grown.append(model.n_estimators * 40)
         return np.zeros(5)
 
-    monkeypatch.setattr(pilot, "_block_scores", fitted)
+    monkeypatch.setattr(pilot, "_part_scores", fitted)
     EntityEmbeddingClassifier(**FAST).fit_transform(X, y)
     assert grown
     assert max(grown) <= 4 * 60

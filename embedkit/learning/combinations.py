@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from embedkit.crosses import Cross, pair_keys
-from embedkit.folds import Folds, make_folds
+from embedkit.folds import Folds, blocks_in_order, rows_present
 from embedkit.learning.data import Rows
 from embedkit.learning.jackknife import coded_rows
 from embedkit.learning.learned import Learned, Task
@@ -27,23 +27,29 @@ MIN_ROWS = 1_000
 MIN_REPEATS = 100
 # Rows by which pairs are chosen: more would take longer and tell the same.
 MAX_ROWS = 50_000
-CHOOSING_FOLDS = 5
+# Columns whose pairs are looked at, those of the widest spread: of 25 there are 300.
+MAX_COLUMNS = 25
+N_BLOCKS = 5
+# How many pairs "auto" takes where they pay.
+AUTO_PAIRS = 8
 
 
 def with_crosses(learned: Learned, task: Task) -> Learned:
     """Add the numbers of as many pairs as the settings ask for; fewer than 1,000 rows have none."""
-    n_pairs, seed = task.settings.crosses, task.settings.seed
-    if not n_pairs or task.table.num_rows < MIN_ROWS:
+    n_pairs, n_rows = task.settings.pairs_asked_for, task.table.num_rows
+    if not n_pairs or n_rows < MIN_ROWS:
         return learned
-    folds = make_folds(CHOOSING_FOLDS, task.targets, None, seed)
-    return replace(learned, crosses=learn_crosses(learned, coded_rows(learned, task), n_pairs, folds, seed))
+    blocks = blocks_in_order(rows_present(task.sample_weight, n_rows), N_BLOCKS)
+    rows, seed = coded_rows(learned, task), task.settings.seed
+    return replace(learned, crosses=learn_crosses(learned, rows, n_pairs, blocks, seed))
 
 
 def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed: int) -> tuple[Cross, ...]:
     """The numbers of at most so many pairs, in the order of `order_pairs`.
 
     Fewer than 1,000 rows have none. A pair is left out where its column would have the name of another one,
-    its combinations hardly repeat, or chance seems to explain all that they differ by.
+    its combinations hardly repeat, or chance seems to explain all that they differ by; and where there are
+    more than 25 columns, unless it is of the 25 whose vectors spread the most.
     """
     codes, outputs, weights = _numbers(learned, rows)
     present = np.flatnonzero(weights > 0)
@@ -55,10 +61,14 @@ def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed
     taken = {name for part in (*learned.tables, *learned.numerics) for name in part.feature_names_out}
     taken |= {*features, *learned.inputs.features, *(head.name for head in learned.heads)}
     taken = {name.lower() for name in taken}  # where only the case differs, databases see no difference
+    spread = [-part.learned_vectors.var(axis=0).sum() for part in learned.tables]
+    widest = np.sort(np.argsort(spread, kind="stable")[:MAX_COLUMNS])
+    judged = codes[np.ix_(sample, widest)], residuals, weights[sample], folds.take(sample)
     crosses: list[Cross] = []
-    for pair in order_pairs(codes[sample], residuals, weights[sample], folds.take(sample)):
+    for places in order_pairs(*judged):
         if len(crosses) == n_pairs:
             break
+        pair = widest[[*places]]
         cross = learn_cross(tuple(features[i] for i in pair), codes[:, pair], outputs, weights)
         names = {name.lower() for name in (cross.name, *cross.feature_names_out)}
         repeats = cross.counts.sum() - len(cross.pairs)

@@ -60,7 +60,10 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shrinkage": _FINITE,
     "min_reliability": _FRACTION,
     "ranks": _SWITCH,
-    "crosses": ("a whole number of at least 0", lambda value: _is_count(value, least=0)),
+    "crosses": (
+        "'auto' or a whole number of at least 0",
+        lambda value: _is_auto(value) or _is_count(value, least=0),
+    ),
     "hidden_fraction": _FRACTION,
     "weight_decay": _FINITE,
     "max_lr": (
@@ -96,7 +99,7 @@ class Settings:
     shrinkage: float = 0.1
     min_reliability: float = 0.3
     ranks: bool = True
-    crosses: int = 0
+    crosses: int | str = "auto"
     hidden_fraction: float = 0.01
     weight_decay: float = 0.01
     max_lr: float | str = "auto"
@@ -122,6 +125,11 @@ class Settings:
             raise InputError(
                 f"schedule_options cannot set {', '.join(fixed)}: use the parameters max_lr and max_epochs"
             )
+
+    @property
+    def pairs_asked_for(self) -> int:
+        """Most crosses where nothing is measured: "auto" has none there."""
+        return 0 if isinstance(self.crosses, str) else self.crosses
 
     def width_is_chosen(self, feature: str) -> bool:
         """Whether the user said how wide the vectors of a feature are."""
