@@ -36,10 +36,10 @@ AUTO_PAIRS = 8
 
 def with_crosses(learned: Learned, task: Task) -> Learned:
     """Add the numbers of as many pairs as the settings ask for; fewer than 1,000 rows have none."""
-    n_pairs, n_rows = task.settings.pairs_asked_for, task.table.num_rows
-    if not n_pairs or n_rows < MIN_ROWS:
+    n_pairs = task.settings.pairs_asked_for
+    if not n_pairs or task.table.num_rows < MIN_ROWS:
         return learned
-    blocks = blocks_in_order(rows_present(task.sample_weight, n_rows), N_BLOCKS)
+    blocks = blocks_in_order(rows_present(task.sample_weight, task.table.num_rows), N_BLOCKS)
     rows, seed = coded_rows(learned, task), task.settings.seed
     return replace(learned, crosses=learn_crosses(learned, rows, n_pairs, blocks, seed))
 
