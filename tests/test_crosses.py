@@ -36,7 +36,6 @@ from embedkit.learning.jackknife import coded_rows
 from embedkit.pilot import Choice, crosses_pay, numbers_of_pairs
 from embedkit.serving.batch import transform_dataset
 from embedkit.serving.export import export_tables
-from embedkit.serving.sql import join_query
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 2, "max_lr": 0.01, "random_state": 0, "hidden_fraction": 0}
 
@@ -419,7 +418,7 @@ def test_old_combinations_stay_when_categories_are_added(access: tuple) -> None:
     assert not grown.transform(X[:50].assign(who="100"))[:, -1].any()
 
 
-def test_exported_as_text_and_not_as_sql(regressor: EntityEmbeddingRegressor, tmp_path: Path) -> None:
+def test_exported_as_text(regressor: EntityEmbeddingRegressor, tmp_path: Path) -> None:
     export_tables(regressor.embeddings_, tmp_path)
     pairs = pq.read_table(tmp_path / "who_x_what.parquet")
     (cross,) = regressor.embeddings_.crosses
@@ -427,8 +426,6 @@ def test_exported_as_text_and_not_as_sql(regressor: EntityEmbeddingRegressor, tm
     rows = pd.DataFrame({"place": ["1"], "who": ["7"], "what": [pairs["second"][place].as_py()]})
     assert regressor.transform(rows)[0, -1] == pairs["who_x_what"][place].as_py() != 0
     assert pairs.num_rows == len(cross.pairs)
-    with pytest.raises(InputError, match="a SQL join has no numbers of combinations"):
-        join_query(regressor.embeddings_, dialect="duckdb")
 
 
 def test_rows_in_files_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ def export_sql(
     ----------
     embedding_set : EmbeddingSet
     directory : path
-        Gets ``tables.sql`` (for PostgreSQL: a script of psql), ``join.sql``, and one file per feature.
+        Gets ``tables.sql`` (for PostgreSQL: a script of psql), ``join.sql``, and one file per feature, and
+        per cross.
     dialect : "duckdb", "postgres" or "spark"
     source, keep, prefix
         See `join_query`.
@@ -132,14 +133,20 @@ def export_sql(
     syntax, directory = _dialect(dialect), Path(directory)
     query = join_query(embedding_set, dialect=dialect, source=source, keep=keep, prefix=prefix)
     script, contents = "", {}
-    for feature, table in embedding_set.items():
-        file = f"{plain_name(prefix + feature)}.{syntax.extension}"
-        arrow = _storable(table, dialect)
+    tables = {name: _storable(table, dialect) for name, table in embedding_set.items()}
+    for name in {name for cross in embedding_set.crosses for name in cross.features}:
+        codes = pa.array(np.arange(tables[name].num_rows), pa.int64())
+        tables[name] = tables[name].append_column("code", codes)
+    for cross in embedding_set.crosses:
+        pairs = cross.to_arrow()
+        tables[cross.name] = pairs.cast(pa.schema([*map(_as_bigint, pairs.schema)]))
+    for name, arrow in tables.items():
+        file = f"{plain_name(prefix + name)}.{syntax.extension}"
         columns = ", ".join(
             f"{_name(syntax, field.name)} {_type(syntax, field.type)}" for field in arrow.schema
         )
         literal = _text_literal(file if location is None else f"{location}/{file}")
-        script += syntax.load.format(table=_name(syntax, prefix + feature), columns=columns, file=literal)
+        script += syntax.load.format(table=_name(syntax, prefix + name), columns=columns, file=literal)
         contents[file] = _parquet(arrow) if syntax.extension == "parquet" else _csv(arrow)
     contents |= {"tables.sql": script.encode(), "join.sql": f"{query};\n".encode()}
     try:
@@ -174,23 +181,19 @@ def join_query(
     keep : sequence of str
         Columns of it to put before the features.
     prefix : str
-        What the tables of vectors are called: this, then the feature.
+        What the tables of vectors are called: this, then the feature; those of crosses, this and their name.
 
     Raises
     ------
     InputError
-        If a name does not fit the database, or would come out twice, or the set has crosses.
+        If a name does not fit the database, or would come out twice.
     """
-    if names := [cross.name for cross in embedding_set.crosses]:
-        raise InputError(
-            f"a SQL join has no numbers of combinations, the set has {', '.join(names)}: learn "
-            "with crosses=0, or use a batch job"
-        )
     syntax = _dialect(dialect)
     _check_names(syntax, dialect, [*keep, *embedding_set.feature_names_out])
-    _check_names(syntax, dialect, [prefix + feature for feature in embedding_set])
+    crosses = embedding_set.crosses
+    _check_names(syntax, dialect, [prefix + name for name in (*embedding_set, *(c.name for c in crosses))])
     selected = [f"s.{_name(syntax, name)}" for name in keep]
-    joins = []
+    joins, codes = [], {}
     for number, (feature, table) in enumerate(embedding_set.items()):
         key = _nullable(syntax, f"s.{_name(syntax, feature)}", table.categories.type)
         vectors = _name(syntax, prefix + feature)
@@ -199,10 +202,19 @@ def join_query(
             f"LEFT JOIN {vectors} AS u{number} ON u{number}.category IS NULL\n"
             f"  AND u{number}.kind = CASE WHEN {key} IS NULL THEN 'missing' ELSE 'unknown' END"
         )
+        codes[feature] = f"COALESCE(e{number}.code, u{number}.code)"
         for name in map(_namer(syntax), table.feature_names_out):
             selected.append(f"COALESCE(e{number}.{name}, u{number}.{name}) AS {name}")
     for column in embedding_set.numerics:
         selected += _numeric(syntax, column)
+    for number, cross in enumerate(crosses):
+        sides = zip(("first", "second"), cross.features, strict=True)
+        same = [f"x{number}.{_name(syntax, side)} = {codes[feature]}" for side, feature in sides]
+        joins.append(
+            f"LEFT JOIN {_name(syntax, prefix + cross.name)} AS x{number}\n  ON {' AND '.join(same)}"
+        )
+        for name in map(_namer(syntax), cross.feature_names_out):
+            selected.append(f"COALESCE(x{number}.{name}, CAST(0 AS {syntax.real})) AS {name}")
     columns = ",\n  ".join(selected)
     return "\n".join([f"SELECT\n  {columns}", f"FROM {_qualified(syntax, source)} AS s", *joins])
 
@@ -285,6 +297,11 @@ def _storable(table: EmbeddingTable, dialect: str) -> pa.Table:
                 f"column {table.feature!r} has a category {zero[0]!r}, which PostgreSQL lacks: replace it"
             )
     return arrow
+
+
+def _as_bigint(field: pa.Field) -> pa.Field:
+    """Codes as the databases have whole numbers."""
+    return field.with_type(pa.int64()) if pa.types.is_integer(field.type) else field
 
 
 def _parquet(table: pa.Table) -> bytes:
