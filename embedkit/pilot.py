@@ -30,6 +30,8 @@ PILOT_EPOCHS = 2 / 3
 # What a choice has to gain over the usual one, in standard errors between blocks: these do not know what
 # another fold, or another training, would have said.
 MIN_GAIN = 1.5
+# What LightGBM has to gain by crosses: where they do not pay, such columns cost it and forests about as much.
+MIN_CROSSES_GAIN = 0.004
 # Parts of the held-out rows, each judged by itself, which tell how sure a gain is.
 N_BLOCKS = 5
 # A few trees tell which encoding is better, and the same every time.
@@ -291,8 +293,7 @@ def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
 
     It learns without the block that it is judged on, as from what was before: where new rows are later ones,
     what holds within a block says little. It tells more than a forest: distances do not see crosses, and so
-    few trees of a forest differ more by chance. Any gain will do, as where crosses pay it is by far more than
-    they cost where they do not.
+    few trees of a forest differ more by chance.
     """
     if not choice.by_model or not pilot.pairs[0].shape[1]:
         return False, "no combinations to ask about"
@@ -303,7 +304,8 @@ def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
         )
         new, old = np.split(np.concatenate([*found]), 2)
     gain, error = _gain(new, old)
-    return gain > 0, f"LightGBM gains {gain:.4f} +- {error:.4f} by crosses on held-out rows"
+    reason = f"LightGBM gains {gain:.4f} +- {error:.4f} by crosses on held-out rows"
+    return (True, reason) if gain >= MIN_CROSSES_GAIN else (False, f"{reason}: too little")
 
 
 def _gain(new: np.ndarray, old: np.ndarray) -> tuple[float, float]:

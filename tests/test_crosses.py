@@ -222,13 +222,12 @@ class AskedPilot:
         return np.linspace(0.5, 0.6, 5) + pairs * (self.gain + {3: 0.01, 4: -0.01}[block])
 
 
-@pytest.mark.parametrize("gain", [0.001, -0.001])
+@pytest.mark.parametrize("gain", [0.005, 0.003, -0.01])
 def test_crosses_pay_where_boosted_trees_gain(gain: float) -> None:
     choice = Choice(["shop"], [], "", {"lightgbm": np.zeros(5)})
-    assert crosses_pay(AskedPilot(gain), choice) == (
-        gain > 0,
-        f"LightGBM gains {gain:.4f} +- 0.0033 by crosses on held-out rows",
-    )
+    said = f"LightGBM gains {gain:.4f} +- 0.0033 by crosses on held-out rows"
+    expected = (True, said) if gain > 0.004 else (False, f"{said}: too little")
+    assert crosses_pay(AskedPilot(gain), choice) == expected
     assert crosses_pay(AskedPilot(gain, 0), choice) == (False, "no combinations to ask about")
     assert not crosses_pay(AskedPilot(gain), Choice([], [], "", {}))[0]
 
