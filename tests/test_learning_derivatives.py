@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from embedkit.learning import derivatives as module
+from embedkit.learning.axes import _second_order
 from embedkit.learning.data import Rows
-from embedkit.learning.derivatives import derivatives, folded_layers
+from embedkit.learning.derivatives import add_up, derivatives, folded_layers
 from embedkit.learning.learned import NetworkShape
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
+from embedkit.learning.threads import WIDE_VECTORS, ThreadChoice
 
 NUMBER = Head("number", "continuous")
 TWO = Head("two", "binary", np.array(["no", "yes"]))
@@ -104,3 +106,44 @@ def test_roots_of_several_outputs_make_the_curvature_by_the_vectors():
 
     exact = torch.autograd.functional.hessian(loss, network.tables[0][2])
     torch.testing.assert_close(found, exact, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.skipif(not WIDE_VECTORS, reason="this processor's passes always take all threads")
+@pytest.mark.parametrize("heads", [(NUMBER,), (NUMBER, TWO, THREE)], ids=["number", "all"])
+def test_a_pass_is_the_same_on_any_number_of_threads(heads, monkeypatch):
+    torch.manual_seed(0)
+    n_outputs = sum(head.n_outputs for head in heads)
+    sizes, dims, axes = (300, 40, 2000), (17, 5, 60), (9, 5, 40)
+    network = EntityEmbeddingNetwork(NetworkShape(sizes, dims, 3, (200, 150), n_outputs)).eval()
+    codes = torch.stack([torch.randint(size, (3_000,)) for size in sizes], dim=1).int()
+    targets = torch.randint(0, 2, (3_000, len(heads))).float()
+    rows = Rows(codes, torch.randn(3_000, 3), targets, torch.rand(3_000) + 0.1)
+    inverses = [torch.randn(n, dim, dtype=torch.float64) for n, dim in zip(axes, dims, strict=True)]
+    measured = [torch.arange(size) for size in sizes]
+    monkeypatch.setattr(module.ThreadChoice, "for_batches", lambda *_: ThreadChoice(1))  # as torch has it
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            noise, draws = torch.ones(len(heads)), torch.Generator().manual_seed(0)
+            sums = _second_order(network, heads, rows, inverses, measured, noise, draws)
+            found.append([part.numpy().tobytes() for kind in sums for part in kind])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.skipif(not WIDE_VECTORS, reason="this processor's passes always take all threads")
+def test_a_pass_tries_one_thread_first():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        batches = [(random_rows(3, 1), []), (random_rows(2, 1), [])]
+        add_up(
+            iter(batches), lambda *found: seen.append((found, torch.get_num_threads())), torch.device("cpu")
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert [found for found, _ in seen] == batches
+    assert [threads for _, threads in seen] == [1, 1]

@@ -13,8 +13,8 @@ from embedkit.learning.learned import NetworkShape
 from embedkit.learning.loop import UnstableTrainingError, train
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
-from embedkit.learning.threads import SHORTEST, ThreadChoice
-from embedkit.learning.training import SMALL_BATCH, WIDE_VECTORS, Trainer
+from embedkit.learning.threads import SHORTEST, SMALL_BATCH, WIDE_VECTORS, ThreadChoice
+from embedkit.learning.training import Trainer
 from embedkit.vocabulary import UNKNOWN
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from embedkit.learning.data import Rows
-from embedkit.learning.derivatives import derivatives, folded_layers
+from embedkit.learning.derivatives import Derivatives, add_up, derivatives, folded_layers
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
 
@@ -199,12 +199,15 @@ def _second_order(
         ]
         for _ in range(2)
     )
-    for batch, parts in derivatives(network, heads, rows, inverses, noise, generator):
+
+    def add(batch: Rows, parts: list[Derivatives]) -> None:
         for i, part in enumerate(parts):
             slot = slots[i][batch.codes[:, i]]
             for root in part.roots:
                 curvature[i].index_add_(0, slot, outer(root))
             squares[i].index_add_(0, slot, outer(part.gradient))
+
+    add_up(derivatives(network, heads, rows, inverses, noise, generator), add, device)
     return tuple(
         [
             part[:-1].double().cpu().unflatten(1, (width, width))

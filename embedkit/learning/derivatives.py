@@ -4,7 +4,7 @@ Outside of training a network is affine between its ReLUs, batch norm included. 
 out, with batch norm folded into the layers, and lead straight to the few axes that are asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from embedkit.learning.gradients import product
 from embedkit.learning.losses import curvature_root, output_gradients
 from embedkit.learning.network import EntityEmbeddingNetwork
 from embedkit.learning.targets import Head
+from embedkit.learning.threads import ThreadChoice
 
 PASS_BATCH = 1_024
 # Independent draws of signs where a head has several outputs; one is exact for a single output.
@@ -77,6 +78,24 @@ def derivatives(
         else:
             turned = [layers.by_vectors(seed) for seed in seeds]
         yield batch, [Derivatives(gradient, list(roots)) for *roots, gradient in zip(*turned, strict=True)]
+
+
+def add_up(
+    found: Iterator[tuple[Rows, list[Derivatives]]],
+    add: Callable[[Rows, list[Derivatives]], None],
+    device: torch.device,
+) -> None:
+    """Give every batch of `derivatives` to `add`, on as many threads as are faster at the time."""
+
+    def step() -> bool:
+        one = next(found, None)
+        if one is not None:
+            add(*one)
+        return one is not None
+
+    threads = ThreadChoice.for_batches(PASS_BATCH, device)
+    while threads.run(step):
+        pass
 
 
 class _Layers:

@@ -19,7 +19,7 @@ import torch
 from embedkit.frames import numeric_block
 from embedkit.learning.axes import outer
 from embedkit.learning.data import Rows
-from embedkit.learning.derivatives import derivatives
+from embedkit.learning.derivatives import PASS_BATCH, Derivatives, add_up, derivatives
 from embedkit.learning.learned import Learned, Settings, Task
 from embedkit.learning.losses import row_losses
 from embedkit.learning.network import build
@@ -124,10 +124,10 @@ def gather_evidence(
         _no_evidence(torch.tensor(table.learned_vectors), n_cells, inverse, part.precision)
         for table, inverse, part in zip(learned.tables, inverses, learned.projections, strict=True)
     ]
-    start, generator = 0, torch.Generator().manual_seed(seed)
-    for batch, parts in derivatives(network, learned.heads, rows, inverses, noise, generator):
-        cell = place[start : start + len(batch)]
-        start += len(batch)
+    places = iter(place.split(PASS_BATCH))
+
+    def add(batch: Rows, parts: list[Derivatives]) -> None:
+        cell = next(places)
         for i, (evidence, part) in enumerate(zip(result, parts, strict=True)):
             codes = batch.codes[:, i].long()
             slots = cell * len(evidence.vectors) + codes
@@ -136,6 +136,9 @@ def gather_evidence(
             evidence.gradients.flatten(0, 1).index_add_(0, slots, gradient)
             for root in part.roots:
                 evidence.curvature.flatten(1).index_add_(0, codes, outer(root))
+
+    generator = torch.Generator().manual_seed(seed)
+    add_up(derivatives(network, learned.heads, rows, inverses, noise, generator), add, rows.device)
     return result
 
 

@@ -18,6 +18,11 @@ SHORTEST, LONGEST = 64, 1024
 # All threads have to be faster by so much; they are given up where they take so many times as long.
 WORTH_IT, HOPELESS = 0.95, 3.0
 
+# Products of up to so many rows come out the same on any number of threads, in float32 and with AVX512. All
+# other steps take all threads.
+SMALL_BATCH = 1_024
+WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 # A forked process, such as a preloaded server's worker, has none of the threads that OpenMP waits for: torch
 # would wait for ever. It goes on with one.
 if hasattr(os, "register_at_fork"):
@@ -29,8 +34,8 @@ class ThreadChoice:
 
     A step of a small network is over in milliseconds, and many pieces. On a core of its own a second thread
     makes it faster by a half at best; where another process wants that core the two wait for one another, and
-    it takes many times as long. So it is tried, and tried again. It must not matter to the result: `Trainer`
-    leaves the choice only to steps that come out the same to the last bit on any number of threads.
+    it takes many times as long. So it is tried, and tried again. It must not matter to the result:
+    `for_batches` leaves the choice only to steps that come out the same to the last bit on any number.
 
     Parameters
     ----------
@@ -46,6 +51,12 @@ class ThreadChoice:
         self.trial: list[float] = []  # seconds of the steps of a trial under way
         self.alone = 0.0  # seconds of a step on one thread, at the last trial
         self.late = 0  # steps in a row for which all threads took far too long
+
+    @classmethod
+    def for_batches(cls, batch_size: int, device: torch.device, precision: str = "float32") -> "ThreadChoice":
+        """For steps of so many rows."""
+        repeatable = batch_size <= SMALL_BATCH and precision == "float32" and WIDE_VECTORS
+        return cls(torch.get_num_threads() if repeatable and device.type == "cpu" else 1)
 
     def run(self, step: Callable[[], Result]) -> Result:
         """The result of a step.

@@ -20,10 +20,6 @@ from embedkit.learning.threads import ThreadChoice
 # within a training; the layers do best with small ones.
 TABLE_RATE = 4.0
 EVALUATION_BATCH = 16_384
-# Products of up to so many rows come out the same on any number of threads, in float32 and with AVX512. All
-# other steps take all threads.
-SMALL_BATCH = 1_024
-WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class BatchResult(NamedTuple):
@@ -96,11 +92,10 @@ class Trainer:
         self.group = group
         if group is None:
             self.gradients = LayerGradients(network, precision)
+            self.threads = ThreadChoice.for_batches(self.batch_size, rows.device, precision)
         else:
             self.gradients = SharedGradients(network, precision, group)
-        repeatable = self.batch_size <= SMALL_BATCH and precision == "float32" and WIDE_VECTORS
-        alone = rows.device.type == "cpu" and group is None
-        self.threads = ThreadChoice(torch.get_num_threads() if repeatable and alone else 1)
+            self.threads = ThreadChoice(1)
         self.layers = AdamW(self.gradients.parameters, weight_decay)
         self.noise = torch.ones(len(heads), device=rows.device)  # residual variance of each target
         self.mean_weight = rows.weights.mean()
