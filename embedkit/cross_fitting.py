@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedkit.folds import Folds, blocks_in_order, check_groups, look_up, make_folds, rows_present
+from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
 from embedkit.pilot import N_BLOCKS, Choice, Pilot, choose, crosses_pay, put_vectors
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import UNKNOWN
@@ -66,7 +66,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted, and the crosses, which all are.
     """
-    from embedkit.learning.combinations import AUTO_PAIRS, learn_crosses, rows_without_themselves
+    from embedkit.learning.combinations import AUTO_PAIRS, blocks_of, learn_crosses, rows_without_themselves
     from embedkit.learning.fit import learn, progress_bar
     from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
@@ -91,7 +91,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     published = [part.feature for part in learned.tables if part.learned_vectors.any()]
     # Rows of one group, and of a splitter's fold, belong together for a reason.
     auto = isinstance(cross_fit, str)
-    blocks = blocks_in_order(present, N_FOLDS) if auto and groups is None else folds
+    blocks = blocks_of(task) if auto and groups is None else folds
     choice, useless = Choice(published, [], "asked for", {}), []
     n_pairs, why = settings.pairs_asked_for, "not measured"
     if auto and not published:

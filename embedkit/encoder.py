@@ -62,7 +62,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         than 25 columns, only pairs of the 25 whose vectors spread most. They are judged, and `fit_transform`
         encodes every row, without the fifth of the rows that it came with, in the order given: what passes
         with time does not count where rows are in the order of time (nor does what is of one shop only, where
-        they are in the order of shops); with the groups or the folds of `cross_fit` where these are given.
+        they are in the order of shops); in random folds where they are in the order of the target; with the
+        groups or the folds of `cross_fit` where these are given.
         "auto" takes 8 where `fit_transform` measures, on the rows that ``cross_fit="auto"`` holds out, that
         LightGBM gets better by them, and none where nothing is measured, as in `fit`. For rows in memory, at
         least 1,000 of them.

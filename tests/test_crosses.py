@@ -200,6 +200,24 @@ def test_fit_judges_pairs_on_blocks_of_rows(passing: tuple) -> None:
     assert [cross.features for cross in regressor.embeddings_.crosses] == [("shop", "kind")]
 
 
+@pytest.mark.parametrize("method", ["fit", "fit_transform"])
+@pytest.mark.parametrize("kind", ["rising", "falling", "classes"])
+def test_rows_in_the_order_of_the_target_have_random_blocks(access: tuple, kind: str, method: str) -> None:
+    X, y = access
+    order = np.argsort(y if kind == "rising" else -y, kind="stable")
+    X, y = X.iloc[order], y[order]
+    if kind == "classes":  # together, but not in the order of their names
+        y = np.array(["b", "a", "c"])[np.searchsorted([-1, 1], -y)]
+    kind_of_encoder = EntityEmbeddingClassifier if kind == "classes" else EntityEmbeddingRegressor
+    encoder = kind_of_encoder(**FAST, crosses=1)
+    encoded = getattr(encoder, method)(X, y)
+    assert [cross.features for cross in encoder.embeddings_.crosses] == [("who", "what")]
+    if method == "fit_transform":
+        n_numbers = 3 if kind == "classes" else 1
+        own, full = encoded[:, -1 * n_numbers], encoder.transform(X)[:, -1 * n_numbers]
+        assert np.corrcoef(own, full)[0, 1] > 0.9
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 7))
 def test_blocks_are_equal_shares_of_the_rows_that_exist(present: list[bool], n_blocks: int) -> None:
     folds = blocks_in_order(np.array(present), n_blocks)

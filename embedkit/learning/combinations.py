@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from embedkit.crosses import Cross, pair_keys
-from embedkit.folds import Folds, blocks_in_order, rows_present
+from embedkit.folds import Folds, blocks_in_order, make_folds, rows_present
 from embedkit.learning.data import Rows
 from embedkit.learning.jackknife import coded_rows
 from embedkit.learning.learned import Learned, Task
 from embedkit.learning.losses import output_gradients
 from embedkit.learning.network import build, predict
+from embedkit.learning.targets import Head
 
 # Of a standard deviation of the target: trees see it, distances do not, as with ranks.
 SCALE = 0.01
@@ -39,9 +40,30 @@ def with_crosses(learned: Learned, task: Task) -> Learned:
     n_pairs = task.settings.pairs_asked_for
     if not n_pairs or task.table.num_rows < MIN_ROWS:
         return learned
-    blocks = blocks_in_order(rows_present(task.sample_weight, task.table.num_rows), N_BLOCKS)
     rows, seed = coded_rows(learned, task), task.settings.seed
-    return replace(learned, crosses=learn_crosses(learned, rows, n_pairs, blocks, seed))
+    return replace(learned, crosses=learn_crosses(learned, rows, n_pairs, blocks_of(task), seed))
+
+
+def blocks_of(task: Task) -> Folds:
+    """Folds that combinations are judged and encoded by: blocks of rows in the order given.
+
+    They are random where the order is that of a target: what a block holds no other one would have learned.
+    """
+    present = rows_present(task.sample_weight, task.table.num_rows)
+    targets = task.targets[present]
+    by_target = any(_is_sorted(head, targets[:, i]) for i, head in enumerate(task.heads))
+    if by_target and len(targets) >= MIN_ROWS:
+        return make_folds(N_BLOCKS, task.targets, None, task.settings.seed)
+    return blocks_in_order(present, N_BLOCKS)
+
+
+def _is_sorted(head: Head, targets: np.ndarray) -> bool:
+    """Whether numbers rise or fall all the way; whether the rows of a class are all together."""
+    numbers = head.encode(targets)
+    steps = np.diff(numbers)
+    if head.kind == "continuous":
+        return bool((steps >= 0).all() or (steps <= 0).all())
+    return np.count_nonzero(steps) == len(np.unique(numbers)) - 1
 
 
 def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed: int) -> tuple[Cross, ...]:
