@@ -30,8 +30,8 @@ class Cross:
     counts : float64 array of shape (n_pairs,)
         Rows (or their weight) behind each.
     effects : float32 array of shape (n_pairs, n_outputs)
-        How far the target of such rows lies from the mean, a number for a target (0.01 is its
-        standard deviation) or for each class (0.01 is a share of 1), shrunk. Other combinations have 0.
+        How far the target of such rows lies from the mean, a number for a target or for each class, shrunk,
+        on the scale of the vectors. Other combinations have 0.
 
     Raises
     ------

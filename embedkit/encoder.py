@@ -57,13 +57,13 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         zeros, nor where an input or a target has that name.
     crosses : int or "auto", default="auto"
         Most pairs of categorical columns that get a column ``{feature}_x_{feature}``: how far the mean target
-        of rows with that combination lies from the mean of all, shrunk, on a scale that distances do not see.
-        Those that explain most of what the network leaves over come first, also where it is little; of more
-        than 25 columns, only pairs of the 25 whose vectors spread most. They are judged, and `fit_transform`
-        encodes every row, without the fifth of the rows that it came with, in the order given: what passes
-        with time does not count where rows are in the order of time (nor does what is of one shop only, where
-        they are in the order of shops); in random folds where they are in the order of the target; with the
-        groups or the folds of `cross_fit` where these are given.
+        of rows with that combination lies from the mean of all, shrunk; 0.6 of the spread of all vectors is a
+        standard deviation. Those that explain most of what the network leaves over come first, also where it
+        is little; of more than 25 columns, only pairs of the 25 whose vectors spread most. They are judged,
+        and `fit_transform` encodes every row, without the fifth of the rows that it came with, in the order
+        given: what passes with time does not count where rows are in the order of time (nor does what is of
+        one shop only, where they are in the order of shops); in random folds where they are in the order of
+        the target; with the groups or the folds of `cross_fit` where these are given.
         "auto" takes 8 where `fit_transform` measures, on the rows that ``cross_fit="auto"`` holds out, that
         LightGBM gets better by them, and none where nothing is measured, as in `fit`. For rows in memory, at
         least 1,000 of them.

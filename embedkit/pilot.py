@@ -292,8 +292,7 @@ def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
     """Whether LightGBM gets better by numbers of combinations, beside the chosen columns, and by how much.
 
     It learns without the block that it is judged on, as from what was before: where new rows are later ones,
-    what holds within a block says little. It tells more than a forest: distances do not see crosses, and so
-    few trees of a forest differ more by chance.
+    what holds within a block says little. It tells more than a forest, as so few trees differ more by chance.
     """
     if not choice.by_model or not pilot.pairs[0].shape[1]:
         return False, "no combinations to ask about"

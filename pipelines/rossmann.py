@@ -54,12 +54,12 @@ def load(path: Path) -> pd.DataFrame:
 
 
 def split(table: pd.DataFrame, how: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """200,000 rows of the first nine tenths to learn from, and the last tenth; by time or shuffled."""
+    """200,000 rows of the first nine tenths to learn from, in order, and the last tenth."""
     random = np.random.RandomState(seed)
     if how == "shuffled":
         table = table.iloc[random.permutation(len(table))]
     cut = int(0.9 * len(table))
-    sample = random.permutation(cut)[:SAMPLE]
+    sample = np.sort(random.permutation(cut)[:SAMPLE])
     return table.iloc[sample], table.iloc[cut:]
 
 
@@ -121,7 +121,8 @@ def main() -> None:
         encoder = networks[0]
         vectors = encoder.fit_transform(train[COLUMNS], y)
         widths = {name: table.embedding_dim for name, table in encoder.embeddings_.items()}
-        print(f"  cross-fitting: {encoder.cross_fit_['reason']}\n  widths: {widths}", flush=True)
+        why, why_crosses = encoder.cross_fit_["reason"], encoder.cross_fit_["crosses"]
+        print(f"  cross-fitting: {why}\n  combinations: {why_crosses}\n  widths: {widths}", flush=True)
     for name, make_model in downstream(args.threads).items():
         without = with_embeddings = float("nan")
         if name in chosen:

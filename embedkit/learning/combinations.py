@@ -20,8 +20,8 @@ from embedkit.learning.losses import output_gradients
 from embedkit.learning.network import build, predict
 from embedkit.learning.targets import Head
 
-# Of a standard deviation of the target: trees see it, distances do not, as with ranks.
-SCALE = 0.01
+# What a standard deviation of the target is of the spread of the vectors: KNN, which sees it, gains by it.
+VIEW = 0.6
 # Combinations in fewer rows say too little.
 MIN_ROWS = 1_000
 # Rows beyond the first of each combination: fewer do not tell what chance does, nor thus what it explains.
@@ -115,15 +115,28 @@ def rows_without_themselves(
 
 
 def _numbers(learned: Learned, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes, targets and weights of rows; of targets standardised numbers, or a column for every class.
+    """Codes, targets and weights of rows; of targets a number, or one for every class, as distances see them.
 
     Of shapes (n_rows, n_features), (n_rows, n_outputs) and (n_rows,).
     """
-    columns = [
-        F.one_hot(column.long(), head.n_outputs) if head.kind == "multiclass" else column[:, None]
-        for head, column in zip(learned.heads, rows.targets.T, strict=True)
-    ]
-    return rows.codes.numpy(), torch.hstack(columns).double().numpy(), rows.weights.double().numpy()
+    weights, columns = rows.weights.double(), []
+    unit = VIEW * (_spread(learned) or 1.0)
+    for head, column in zip(learned.heads, rows.targets.T, strict=True):
+        part = F.one_hot(column.long(), head.n_outputs) if head.kind == "multiclass" else column[:, None]
+        part = part.double()
+        mean = weights @ part / weights.sum()
+        variance = float((weights @ (part - mean).square()).sum() / weights.sum())
+        columns.append(part * (unit / (variance**0.5 or 1.0)))
+    return rows.codes.numpy(), torch.hstack(columns).numpy(), weights.numpy()
+
+
+def _spread(learned: Learned) -> float:
+    """Root mean squared distance of the rows' vectors from their mean."""
+    variance = 0.0
+    for part in learned.tables:
+        share = part.counts / part.counts.sum()
+        variance += share @ np.square(part.learned_vectors - share @ part.learned_vectors).sum(axis=1)
+    return float(variance**0.5)
 
 
 def _residuals(learned: Learned, rows: Rows) -> np.ndarray:
@@ -169,14 +182,14 @@ def learn_cross(
     ]
     kept = counts[:, 0] > 0
     pairs = np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1)
-    return Cross(features, pairs[kept], counts[kept, 0], SCALE * np.hstack(effects)[kept])
+    return Cross(features, pairs[kept], counts[kept, 0], np.hstack(effects)[kept])
 
 
 def cross_fitted_effects(
     codes: np.ndarray, outputs: np.ndarray, weights: np.ndarray, folds: Folds
 ) -> np.ndarray:
     """What `learn_cross` gives to rows of combinations learned without them, (n_rows, n_outputs)."""
-    return (_cross_fitted(pair_keys(*codes.T), outputs, weights, folds) * SCALE).astype(np.float32)
+    return _cross_fitted(pair_keys(*codes.T), outputs, weights, folds).astype(np.float32)
 
 
 def _cross_fitted(keys: np.ndarray, outputs: np.ndarray, weights: np.ndarray, folds: Folds) -> np.ndarray:
