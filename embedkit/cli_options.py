@@ -81,7 +81,7 @@ def _encoding_options() -> list[Callable]:
             type=Number("auto"),
             default="auto",
             show_default=True,
-            help="Most pairs of columns whose combinations get a number of their own, for trees; auto takes "
+            help="Most pairs of columns whose combinations get a number of their own; auto takes "
             "8 where evaluate measures that they pay, and none where nothing is measured, as in fit.",
         ),
     ]

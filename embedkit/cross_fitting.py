@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
-from embedkit.pilot import N_BLOCKS, Choice, Pilot, choose, crosses_pay, put_vectors
+from embedkit.pilot import N_PARTS, Choice, Pilot, choose, crosses_pay, put_vectors
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import UNKNOWN
 
@@ -66,7 +66,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted, and the crosses, which all are.
     """
-    from embedkit.learning.combinations import AUTO_PAIRS, blocks_of, learn_crosses, rows_without_themselves
+    from embedkit.learning.combinations import auto_pairs, blocks_of, learn_crosses, rows_without_themselves
     from embedkit.learning.fit import learn, progress_bar
     from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
@@ -75,7 +75,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     learned = learn(task)
     features = [part.feature for part in learned.tables]
     if folds is None:
-        return replace(learned, cross_fit=_record(features, Choice([], [], why_none, {}))), {}
+        return replace(learned, cross_fit=_record(features, Choice([], [], why_none))), {}
     rows = coded_rows(learned, task)
     codes = rows.codes.numpy()
     present = rows_present(task.sample_weight, len(codes))
@@ -92,16 +92,16 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     # Rows of one group, and of a splitter's fold, belong together for a reason.
     auto = isinstance(cross_fit, str)
     blocks = blocks_of(task) if auto and groups is None else folds
-    choice, useless = Choice(published, [], "asked for", {}), []
+    choice, useless = Choice(published, [], "asked for"), []
     n_pairs, why = settings.pairs_asked_for, "not measured"
     if auto and not published:
-        choice = Choice([], [], "no column has vectors to cross-fit", {})
+        choice = Choice([], [], "no column has vectors to cross-fit")
     elif auto:
         # Without one of K folds, vectors of pure noise move by 1 / (K - 1) of their variance.
         limit = (MAX_NOISE / (len(folds.excluded) - 1)) ** 0.5
         noisy = [name for name in published if residuals[name] > limit]
         held_out = _fold_to_hold_out(folds, present)
-        ask = isinstance(settings.crosses, str)
+        ask = isinstance(settings.crosses, str) and auto_pairs(learned.heads) > 0
         pilot = Pilot.learn(
             task,
             learned.max_lr,
@@ -117,7 +117,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
         choice = choose(pilot, residuals, bar)
         if ask:
             pays, why = crosses_pay(pilot, choice)
-            n_pairs = AUTO_PAIRS if pays else 0
+            n_pairs = auto_pairs(learned.heads) if pays else 0
     crossed = {name: found[name] for name in choice.columns}
     learned = silence(learned, useless, settings)
     if n_pairs:
@@ -130,7 +130,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
 def _fold_to_hold_out(folds: Folds, present: np.ndarray) -> int | None:
     """The first fold that has rows enough to judge, and leaves as many to learn from."""
     sizes = np.bincount(folds.test[present], minlength=len(folds.excluded))
-    enough = np.flatnonzero((sizes >= 2 * N_BLOCKS) & (sizes <= sizes.sum() / 2))
+    enough = np.flatnonzero((sizes >= 2 * N_PARTS) & (sizes <= sizes.sum() / 2))
     return int(enough[0]) if len(enough) else None
 
 

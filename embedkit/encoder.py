@@ -56,17 +56,19 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         out along it. Not for features whose width `embedding_dim` gives, nor for those that come out as
         zeros, nor where an input or a target has that name.
     crosses : int or "auto", default="auto"
-        Most pairs of categorical columns that get a column ``{feature}_x_{feature}``: how far the mean target
-        of rows with that combination lies from the mean of all, shrunk; 0.6 of the spread of all vectors is a
-        standard deviation. Those that explain most of what the network leaves over come first, also where it
-        is little; of more than 25 columns, only pairs of the 25 whose vectors spread most. They are judged,
-        and `fit_transform` encodes every row, without the fifth of the rows that it came with, in the order
-        given: what passes with time does not count where rows are in the order of time (nor does what is of
-        one shop only, where they are in the order of shops); in random folds where they are in the order of
-        the target; with the groups or the folds of `cross_fit` where these are given.
-        "auto" takes 8 where `fit_transform` measures, on the rows that ``cross_fit="auto"`` holds out, that
-        LightGBM gets better by them, and none where nothing is measured, as in `fit`. For rows in memory, at
-        least 1,000 of them.
+        Most pairs of categorical columns that get a column ``{feature}_x_{feature}`` (one each with several
+        classes or targets, ``..._0``, ``..._1``): how far the mean target of rows with that combination lies
+        from the mean of all, shrunk; 0.6 of the spread of all vectors is a standard deviation. Those that
+        explain most of what the network leaves over come first, also where it is little; of more than 25
+        columns, only pairs of the 25 whose vectors spread most. They are judged, and `fit_transform` encodes
+        every row, without the fifth of the rows that it came with, in the order given: what passes with time
+        counts little where rows are in the order of time. So does what is of one shop only where they are in
+        the order of shops: shuffle rows whose order means nothing. Where they are in the order of the target
+        the fifths are random; groups, or the folds of `cross_fit`, take their place where these are given.
+        "auto" takes 8 (fewer with more than 4 classes or targets) where `fit_transform` measures, on the rows
+        that ``cross_fit="auto"`` holds out, that LightGBM gains by them, and none where nothing is measured,
+        as in `fit`. For rows in memory, at least 1,000 of them, for "auto" 1,250; `fit_transform` has none
+        where ``cross_fit="auto"`` finds no folds among the groups.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in
         those of a splitter of scikit-learn; rows that it never tests are encoded without one another. "auto"

@@ -77,7 +77,8 @@ class LookupMixin(TransformerMixin, FrameMixin):
         Returns
         -------
         float32 array of shape (n_rows, n_features_out)
-            The vectors of each categorical column side by side, then the numeric columns.
+            The vectors of each categorical column side by side, then the numeric columns, then the numbers of
+            combinations.
 
         Raises
         ------

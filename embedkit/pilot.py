@@ -32,8 +32,8 @@ PILOT_EPOCHS = 2 / 3
 MIN_GAIN = 1.5
 # What LightGBM has to gain by crosses: where they do not pay, such columns cost it and forests about as much.
 MIN_CROSSES_GAIN = 0.004
-# Parts of the held-out rows, each judged by itself, which tell how sure a gain is.
-N_BLOCKS = 5
+# Parts of the rows that a model is judged on, each by itself, which tell how sure a gain is.
+N_PARTS = 5
 # A few trees tell which encoding is better, and the same every time.
 QUICK = {
     "knn": {},
@@ -159,11 +159,11 @@ class Pilot:
                 rounds = QUICK[name]["n_estimators"] * FEW_CLASSES // max(len(head.classes), FEW_CLASSES)
                 model.set_params(n_estimators=max(rounds, MIN_ROUNDS))
             y_train, y_test = (head.encode(part[:, i]) for part in self.targets)
-            learned_from, test = (train, y_train), (held_out, y_test)
+            learned_from, test, variance = (train, y_train), (held_out, y_test), y_test.var()
             if block is not None:
                 learned_from = tuple(part[self.blocks[0] != block] for part in learned_from)
                 test = tuple(part[self.blocks[1] == block] for part in test)
-            found.append(_part_scores(model, kind, learned_from, test))
+            found.append(_part_scores(model, kind, learned_from, test, variance))
         return np.mean(found, axis=0)
 
 
@@ -171,9 +171,9 @@ def numbers_of_pairs(
     pilot: "Learned", rows: "Rows", blocks: Folds, train: np.ndarray, held_out: np.ndarray, seed: int
 ) -> np.ndarray:
     """Numbers of combinations of training rows, then held-out ones, each learned without its block."""
-    from embedkit.learning.combinations import AUTO_PAIRS, learn_crosses, rows_without_themselves
+    from embedkit.learning.combinations import auto_pairs, learn_crosses, rows_without_themselves
 
-    crosses = learn_crosses(pilot, rows.take(train), AUTO_PAIRS, blocks.take(train), seed)
+    crosses = learn_crosses(pilot, rows.take(train), auto_pairs(pilot.heads), blocks.take(train), seed)
     both = np.concatenate([train, held_out])
     asked = rows.take(both)
     asked.weights[len(train) :] = 0  # nothing is learned from them
@@ -196,29 +196,33 @@ def _pilot_settings(settings: "Settings", max_lr: float, n_rows: int) -> "Settin
 
 
 def _part_scores(
-    model: Any, kind: str, learned_from: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
+    model: Any,
+    kind: str,
+    learned_from: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    variance: float,
 ) -> np.ndarray:
     """R2 or ROC AUC of a model on parts of test rows that are alike in their targets.
 
-    The squared errors of a part are set against the variance of all test rows: one of their own may have
-    none. What tells nothing counts as a guess does.
+    Squared errors are set against the variance of all held-out rows: a part of them may have none. What tells
+    nothing counts as a guess does.
     """
     from embedkit.models import macro_auc
 
     (X, y), (X_test, y_test) = learned_from, test
-    blocks = np.argsort(np.argsort(y_test, kind="stable")) % N_BLOCKS
-    parts = [np.flatnonzero(blocks == block) for block in range(N_BLOCKS)]
+    number = np.argsort(np.argsort(y_test, kind="stable")) % N_PARTS
+    parts = [np.flatnonzero(number == i) for i in range(N_PARTS)]
     if kind == "regression":
-        if not (variance := y_test.var()) > 0:
-            return np.zeros(N_BLOCKS)
+        if not variance > 0:
+            return np.zeros(N_PARTS)
         squares = np.square(model.fit(X, y).predict(X_test) - y_test)
         return np.array([1 - squares[part].mean() / variance for part in parts])
-    scores = np.full(N_BLOCKS, 0.5)
+    scores = np.full(N_PARTS, 0.5)
     if len(np.unique(y)) > 1:
         predicted = model.fit(X, y).predict_proba(X_test)
-        for block, part in enumerate(parts):
+        for i, part in enumerate(parts):
             if len(np.unique(y_test[part])) > 1:
-                scores[block] = macro_auc(y_test[part], predicted[part], model.classes_)
+                scores[i] = macro_auc(y_test[part], predicted[part], model.classes_)
     return scores
 
 
@@ -232,14 +236,11 @@ class Choice:
     scores : list of dict
         What was tried: "cross_fitted", a score for each model, and their "mean".
     reason : str
-    by_model : dict of str to float64 array of shape (n_blocks,)
-        Scores of the models under it.
     """
 
     columns: list[str]
     scores: list[dict[str, Any]]
     reason: str
-    by_model: dict[str, np.ndarray]
 
 
 def choose(
@@ -260,7 +261,7 @@ def choose(
         Wraps the choices, as ``tqdm`` does.
     """
     if not pilot.embeddings:
-        return Choice([], [], "no column helps on held-out rows", {})
+        return Choice([], [], "no column helps on held-out rows")
     affected = sorted(pilot.embeddings, key=lambda name: (-residuals[name], name))
     n = len(affected)
     third = max(round(n / 3), 1)
@@ -285,7 +286,7 @@ def choose(
     gain, error = _gain(blocks[best], blocks[other])
     what, than = _in_words(sizes[best], n), _in_words(sizes[other], n)
     reason = f"cross-fitting {what} gains {gain:.4f} +- {error:.4f} over {than} on held-out rows"
-    return Choice(tried[taken], scores, reason if best == taken else f"{reason}: too little", found[taken])
+    return Choice(tried[taken], scores, reason if best == taken else f"{reason}: too little")
 
 
 def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
@@ -294,8 +295,12 @@ def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
     It learns without the block that it is judged on, as from what was before: where new rows are later ones,
     what holds within a block says little. It tells more than a forest, as so few trees differ more by chance.
     """
-    if not choice.by_model or not pilot.pairs[0].shape[1]:
-        return False, "no combinations to ask about"
+    if not choice.scores:
+        return False, choice.reason
+    if not pilot.pairs[0].shape[1]:
+        return False, "no combinations to ask about: too few rows, or none that repeat"
+    if len(np.unique(pilot.blocks[0])) < 2:
+        return False, "cannot be measured with two groups"
     asked = [(block, pairs) for pairs in (True, False) for block in np.unique(pilot.blocks[1])]
     with ThreadPoolExecutor(min(pa.cpu_count(), len(asked))) as pool:
         found = pool.map(
@@ -304,7 +309,7 @@ def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
         new, old = np.split(np.concatenate([*found]), 2)
     gain, error = _gain(new, old)
     reason = f"LightGBM gains {gain:.4f} +- {error:.4f} by crosses on held-out rows"
-    return (True, reason) if gain >= MIN_CROSSES_GAIN else (False, f"{reason}: too little")
+    return (True, reason) if gain >= max(MIN_CROSSES_GAIN, error) else (False, f"{reason}: too little")
 
 
 def _gain(new: np.ndarray, old: np.ndarray) -> tuple[float, float]:

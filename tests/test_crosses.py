@@ -28,12 +28,15 @@ from embedkit.layout import FORMAT_VERSION
 from embedkit.learning.combinations import (
     VIEW,
     _spread,
+    auto_pairs,
+    blocks_of,
     cross_fitted_effects,
     learn_cross,
     learn_crosses,
     order_pairs,
 )
 from embedkit.learning.jackknife import coded_rows
+from embedkit.learning.targets import Head
 from embedkit.pilot import Choice, crosses_pay, numbers_of_pairs
 from embedkit.serving.batch import transform_dataset
 from embedkit.serving.export import export_tables
@@ -237,6 +240,33 @@ def test_rows_in_the_order_of_the_target_have_random_blocks(access: tuple, kind:
         assert np.corrcoef(own, full)[0, 1] > 0.9
 
 
+SHUFFLED = np.random.default_rng(0).permutation(2000)
+
+
+@pytest.mark.parametrize(
+    ("order", "random"),
+    [
+        (np.arange(2000), True),
+        (np.roll(np.arange(2000), -1), True),  # but for the first row, which is the last
+        (np.argsort(np.arange(2000) + 50 * np.sin(SHUFFLED)), True),
+        (SHUFFLED, False),
+        (np.argsort(np.arange(2000) + 4000 * np.sin(SHUFFLED)), False),  # a trend
+    ],
+    ids=["sorted", "but for one", "almost", "shuffled", "trend"],
+)
+@pytest.mark.parametrize("kind", ["number", "rare class", "classes"])
+def test_blocks_are_random_where_rows_are_in_the_order_of_the_target(
+    kind: str, order: np.ndarray, random: bool
+) -> None:
+    y = np.sort(np.random.default_rng(0).normal(size=2000))
+    if kind != "number":
+        y = np.array(["b", "c", "a"])[np.digitize(y, [1.7] if kind == "rare class" else [-0.5, 0.5])]
+    X = pd.DataFrame({"shop": (np.arange(2000) % 7).astype(str)})
+    make = EntityEmbeddingRegressor if kind == "number" else EntityEmbeddingClassifier
+    blocks = blocks_of(task_of_rows(make(**FAST), X, y[order], None))
+    assert (np.diff(blocks.test) >= 0).all() != random
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 7))
 def test_blocks_are_equal_shares_of_the_rows_that_exist(present: list[bool], n_blocks: int) -> None:
     folds = blocks_in_order(np.array(present), n_blocks)
@@ -250,23 +280,40 @@ def test_blocks_are_equal_shares_of_the_rows_that_exist(present: list[bool], n_b
 class AskedPilot:
     """A pilot whose LightGBM is known to gain by crosses, in one block more than in the other."""
 
-    def __init__(self, gain: float, n_numbers: int = 1) -> None:
-        self.gain, self.pairs = gain, (np.zeros((20, n_numbers)), np.zeros((10, n_numbers)))
-        self.blocks = np.arange(20) % 5, np.arange(10) % 2 + 3
+    def __init__(self, gain: float, differ: float = 0.01, n_numbers: int = 1, n_blocks: int = 5) -> None:
+        self.gain, self.differ = gain, differ
+        self.pairs = np.zeros((20, n_numbers)), np.zeros((10, n_numbers))
+        self.blocks = np.arange(20) % n_blocks, np.arange(10) % 2 + 3
 
     def score(self, model: str, cross_fitted: list[str], *, pairs: bool, block: int) -> np.ndarray:
         assert (model, cross_fitted) == ("lightgbm", ["shop"])
-        return np.linspace(0.5, 0.6, 5) + pairs * (self.gain + {3: 0.01, 4: -0.01}[block])
+        return np.linspace(0.5, 0.6, 5) + pairs * (self.gain + {3: self.differ, 4: -self.differ}[block])
 
 
-@pytest.mark.parametrize("gain", [0.005, 0.003, -0.01])
-def test_crosses_pay_where_boosted_trees_gain(gain: float) -> None:
-    choice = Choice(["shop"], [], "", {"lightgbm": np.zeros(5)})
-    said = f"LightGBM gains {gain:.4f} +- 0.0033 by crosses on held-out rows"
-    expected = (True, said) if gain > 0.004 else (False, f"{said}: too little")
-    assert crosses_pay(AskedPilot(gain), choice) == expected
-    assert crosses_pay(AskedPilot(gain, 0), choice) == (False, "no combinations to ask about")
-    assert not crosses_pay(AskedPilot(gain), Choice([], [], "", {}))[0]
+CHOICE = Choice(["shop"], [{"mean": 0.5}], "")
+
+
+@pytest.mark.parametrize(("gain", "differ", "pay"), [(5, 10, 1), (3, 10, 0), (5, 20, 0), (-10, 10, 0)])
+def test_crosses_pay_where_boosted_trees_surely_gain(gain: int, differ: int, pay: bool) -> None:
+    pilot = AskedPilot(gain / 1000, differ / 1000)
+    said = f"LightGBM gains {gain / 1000:.4f} +- {differ / 3000:.4f} by crosses on held-out rows"
+    assert crosses_pay(pilot, CHOICE) == (pay, said if pay else f"{said}: too little")
+
+
+def test_why_nothing_is_asked() -> None:
+    assert crosses_pay(AskedPilot(1), Choice([], [], "no column helps")) == (False, "no column helps")
+    pays, why = crosses_pay(AskedPilot(1, n_numbers=0), CHOICE)
+    assert not pays
+    assert "too few rows" in why
+    pays, why = crosses_pay(AskedPilot(1, n_blocks=1), CHOICE)
+    assert not pays
+    assert "two groups" in why
+
+
+@pytest.mark.parametrize(("n_classes", "n_pairs"), [(2, 8), (4, 8), (5, 6), (20, 1), (40, 0)])
+def test_auto_takes_fewer_pairs_of_many_classes(n_classes: int, n_pairs: int) -> None:
+    kind = "multiclass" if n_classes > 2 else "binary"
+    assert auto_pairs([Head("y", kind, np.arange(n_classes))]) == n_pairs
 
 
 @pytest.mark.parametrize("combinations", [0, 2])

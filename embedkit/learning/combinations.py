@@ -3,7 +3,7 @@
 They are learned beside the vectors; the network knows nothing of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -31,8 +31,10 @@ MAX_ROWS = 50_000
 # Columns whose pairs are looked at, those of the widest spread: of 25 there are 300.
 MAX_COLUMNS = 25
 N_BLOCKS = 5
-# How many pairs "auto" takes where they pay.
-AUTO_PAIRS = 8
+# How many pairs "auto" takes where they pay, and how many numbers they have at most.
+AUTO_PAIRS, MAX_NUMBERS = 8, 32
+# Rows are in the order of a target where blocks of them differ by so much of what they could.
+SORTED = 0.5
 
 
 def with_crosses(learned: Learned, task: Task) -> Learned:
@@ -50,20 +52,28 @@ def blocks_of(task: Task) -> Folds:
     They are random where the order is that of a target: what a block holds no other one would have learned.
     """
     present = rows_present(task.sample_weight, task.table.num_rows)
-    targets = task.targets[present]
-    by_target = any(_is_sorted(head, targets[:, i]) for i, head in enumerate(task.heads))
-    if by_target and len(targets) >= MIN_ROWS:
+    columns = zip(task.heads, task.targets[present].T, strict=True)
+    if present.sum() >= MIN_ROWS and any(_goes_with_order(*column) for column in columns):
         return make_folds(N_BLOCKS, task.targets, None, task.settings.seed)
     return blocks_in_order(present, N_BLOCKS)
 
 
-def _is_sorted(head: Head, targets: np.ndarray) -> bool:
-    """Whether numbers rise or fall all the way; whether the rows of a class are all together."""
+def _goes_with_order(head: Head, targets: np.ndarray) -> bool:
+    """Whether a target differs between blocks of rows by more than half as much as a sorted one would."""
     numbers = head.encode(targets)
-    steps = np.diff(numbers)
-    if head.kind == "continuous":
-        return bool((steps >= 0).all() or (steps <= 0).all())
-    return np.count_nonzero(steps) == len(np.unique(numbers)) - 1
+
+    def between(numbers: np.ndarray) -> float:
+        is_number = head.kind == "continuous"
+        columns = numbers[:, None] if is_number else np.eye(len(head.classes))[numbers.astype(int)]
+        means = [part.mean(axis=0) for part in np.array_split(columns, N_BLOCKS)]
+        return float(np.var(means, axis=0).sum())
+
+    return between(numbers) > SORTED * between(np.sort(numbers))
+
+
+def auto_pairs(heads: Sequence[Head]) -> int:
+    """How many pairs "auto" takes where they pay: fewer where each has a number for many classes."""
+    return min(AUTO_PAIRS, MAX_NUMBERS // sum(head.n_outputs for head in heads))
 
 
 def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed: int) -> tuple[Cross, ...]:

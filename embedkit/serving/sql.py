@@ -251,7 +251,8 @@ def _check_names(syntax: Dialect, dialect: str, names: Sequence[str]) -> None:
     for name in names:
         if len(name.encode()) > syntax.max_name or "\0" in name:
             raise InputError(
-                f"name {name!r} does not fit {dialect}, which takes {syntax.max_name} bytes: rename it"
+                f"name {name!r} does not fit {dialect}, which takes {syntax.max_name} bytes: rename it, or "
+                "the columns that it combines"
             )
 
 
