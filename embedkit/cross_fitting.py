@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedkit.folds import Folds, check_groups, look_up, make_folds, rows_present
-from embedkit.pilot import N_PARTS, Choice, Pilot, choose, crosses_pay, put_vectors
+from embedkit.pilot import N_PARTS, Choice, Pilot, choose, put_vectors, view_of_crosses
 from embedkit.tables import EmbeddingSet
 from embedkit.vocabulary import UNKNOWN
 
@@ -66,7 +66,13 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     vectors : dict of str to float32 array of shape (n_rows, width)
         The columns that are cross-fitted, and the crosses, which all are.
     """
-    from embedkit.learning.combinations import auto_pairs, blocks_of, learn_crosses, rows_without_themselves
+    from embedkit.learning.combinations import (
+        VIEW,
+        auto_pairs,
+        blocks_of,
+        learn_crosses,
+        rows_without_themselves,
+    )
     from embedkit.learning.fit import learn, progress_bar
     from embedkit.learning.jackknife import alignment_residual, coded_rows, gather_evidence, silence
 
@@ -93,7 +99,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
     auto = isinstance(cross_fit, str)
     blocks = blocks_of(task) if auto and groups is None else folds
     choice, useless = Choice(published, [], "asked for"), []
-    n_pairs, why = settings.pairs_asked_for, "not measured"
+    n_pairs, view, why = settings.pairs_asked_for, VIEW, "not measured"
     if auto and not published:
         choice = Choice([], [], "no column has vectors to cross-fit")
     elif auto:
@@ -116,13 +122,14 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
         bar = progress_bar("choosing what to cross-fit", settings)
         choice = choose(pilot, residuals, bar)
         if ask:
-            pays, why = crosses_pay(pilot, choice)
-            n_pairs = auto_pairs(learned.heads) if pays else 0
+            view, why = view_of_crosses(pilot, choice)
+            n_pairs = auto_pairs(learned.heads) if view else 0
     crossed = {name: found[name] for name in choice.columns}
     learned = silence(learned, useless, settings)
     if n_pairs:
-        learned = replace(learned, crosses=learn_crosses(learned, rows, n_pairs, blocks, settings.seed))
-        crossed |= rows_without_themselves(learned, rows, learned.crosses, blocks)
+        crosses = learn_crosses(learned, rows, n_pairs, blocks, settings.seed, view)
+        learned = replace(learned, crosses=crosses)
+        crossed |= rows_without_themselves(learned, rows, crosses, blocks, view)
     record = _record(features, choice, useless, residuals, why)
     return replace(learned, cross_fit=record), crossed
 

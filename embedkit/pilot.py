@@ -60,7 +60,8 @@ class Pilot:
         Vectors of the training rows, by column, that were learned without each row's fold.
     pairs : pair of float32 array of shape (n_rows, n_numbers)
         Numbers of combinations, of the training rows and the held-out ones, that were learned from other
-        blocks of training rows; of shape (n_rows, 0) where there is nothing to ask.
+        blocks of training rows, at the spread of the vectors; of shape (n_rows, 0) where there is nothing to
+        ask.
     blocks : pair of int array of shape (n_rows,)
         Block of each of these rows.
     targets : pair of ndarray of shape (n_rows, n_heads)
@@ -137,19 +138,20 @@ class Pilot:
         )
 
     def score(
-        self, name: str, cross_fitted: Collection[str], *, pairs: bool = False, block: int | None = None
+        self, name: str, cross_fitted: Collection[str], *, view: float = 0.0, block: int | None = None
     ) -> np.ndarray:
         """R2 or ROC AUC of a quick model on parts of the held-out rows, mean over the targets.
 
-        With the numbers of `pairs`, or without; on the rows of a block, learned from those of the others, or
-        on all.
+        With the numbers of combinations at so much of the vectors' spread, or without; on the rows of a
+        block, learned from those of the others, or on all.
         """
         from embedkit.models import make_model
 
         train, held_out = self.train.copy(), self.held_out
         put_vectors(train, self.embeddings, {column: self.crossed[column] for column in cross_fitted})
-        if pairs:
-            train, held_out = (np.hstack(parts) for parts in zip((train, held_out), self.pairs, strict=True))
+        if view:
+            both = zip((train, held_out), self.pairs, strict=True)
+            train, held_out = (np.hstack([part, pairs * view]) for part, pairs in both)
         found = []
         for i, head in enumerate(self.heads):
             kind = "regression" if head.kind == "continuous" else head.kind
@@ -173,11 +175,12 @@ def numbers_of_pairs(
     """Numbers of combinations of training rows, then held-out ones, each learned without its block."""
     from embedkit.learning.combinations import auto_pairs, learn_crosses, rows_without_themselves
 
-    crosses = learn_crosses(pilot, rows.take(train), auto_pairs(pilot.heads), blocks.take(train), seed)
+    n_pairs = auto_pairs(pilot.heads)
+    crosses = learn_crosses(pilot, rows.take(train), n_pairs, blocks.take(train), seed, view=1)
     both = np.concatenate([train, held_out])
     asked = rows.take(both)
     asked.weights[len(train) :] = 0  # nothing is learned from them
-    found = rows_without_themselves(pilot, asked, crosses, blocks.take(both))
+    found = rows_without_themselves(pilot, asked, crosses, blocks.take(both), view=1)
     return np.hstack([np.zeros((len(both), 0), dtype=np.float32), *found.values()])
 
 
@@ -289,27 +292,42 @@ def choose(
     return Choice(tried[taken], scores, reason if best == taken else f"{reason}: too little")
 
 
-def crosses_pay(pilot: Pilot, choice: Choice) -> tuple[bool, str]:
-    """Whether LightGBM gets better by numbers of combinations, beside the chosen columns, and by how much.
+def view_of_crosses(pilot: Pilot, choice: Choice) -> tuple[float, str]:
+    """How much of the vectors' spread numbers of combinations get, 0 where they do not pay, and why.
 
-    It learns without the block that it is judged on, as from what was before: where new rows are later ones,
-    what holds within a block says little. It tells more than a forest, as so few trees differ more by chance.
+    They pay where LightGBM gets better by them, beside the chosen columns. It learns without the block that
+    it is judged on, as from what was before: where new rows are later ones, what holds within a block says
+    little. It tells more than a forest, as so few trees differ more by chance. The spread is the one that KNN
+    is best with; trees do not see it.
     """
+    from embedkit.learning.combinations import VIEW, VIEWS
+
     if not choice.scores:
-        return False, choice.reason
+        return 0.0, choice.reason
     if not pilot.pairs[0].shape[1]:
-        return False, "no combinations to ask about: too few rows, or none that repeat"
+        return 0.0, "no combinations to ask about: too few rows, or none that repeat"
     if len(np.unique(pilot.blocks[0])) < 2:
-        return False, "cannot be measured with two groups"
-    asked = [(block, pairs) for pairs in (True, False) for block in np.unique(pilot.blocks[1])]
+        return 0.0, "cannot be measured with two groups"
+
+    blocks = np.unique(pilot.blocks[1])
+
+    def score(name: str, view: float, block: int) -> np.ndarray:
+        return pilot.score(name, choice.columns, view=view, block=block)
+
+    asked = [("lightgbm", view, block) for view in (VIEW, 0.0) for block in blocks]
     with ThreadPoolExecutor(min(pa.cpu_count(), len(asked))) as pool:
-        found = pool.map(
-            lambda one: pilot.score("lightgbm", choice.columns, block=one[0], pairs=one[1]), asked
-        )
-        new, old = np.split(np.concatenate([*found]), 2)
-    gain, error = _gain(new, old)
+        found = pool.map(lambda one: score(*one), asked)
+        gain, error = _gain(*np.split(np.concatenate([*found]), 2))
     reason = f"LightGBM gains {gain:.4f} +- {error:.4f} by crosses on held-out rows"
-    return (True, reason) if gain >= max(MIN_CROSSES_GAIN, error) else (False, f"{reason}: too little")
+    if gain < max(MIN_CROSSES_GAIN, error):
+        return 0.0, f"{reason}: too little"
+    scores = {view: np.concatenate([score("knn", view, block) for block in blocks]) for view in VIEWS}
+    gains = {view: _gain(scores[view], scores[VIEW]) for view in VIEWS}
+    surely = [view for view, (gain, error) in gains.items() if gain > MIN_GAIN * error]
+    view = max(surely, key=lambda view: scores[view].mean(), default=VIEW)
+    gain, error = gains[view]
+    by = "" if view == VIEW else f", which gains {gain:.4f} +- {error:.4f}"
+    return view, f"{reason}; KNN sees them at {view:g} of the vectors' spread{by}"
 
 
 def _gain(new: np.ndarray, old: np.ndarray) -> tuple[float, float]:

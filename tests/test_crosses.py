@@ -1,6 +1,8 @@
 """Numbers for combinations of categories: what they are, which are chosen, and that they go everywhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,7 @@ from embedkit.inputs import task_of_rows
 from embedkit.layout import FORMAT_VERSION
 from embedkit.learning.combinations import (
     VIEW,
+    VIEWS,
     _spread,
     auto_pairs,
     blocks_of,
@@ -37,7 +40,7 @@ from embedkit.learning.combinations import (
 )
 from embedkit.learning.jackknife import coded_rows
 from embedkit.learning.targets import Head
-from embedkit.pilot import Choice, crosses_pay, numbers_of_pairs
+from embedkit.pilot import Choice, numbers_of_pairs, view_of_crosses
 from embedkit.serving.batch import transform_dataset
 from embedkit.serving.export import export_tables
 
@@ -278,16 +281,29 @@ def test_blocks_are_equal_shares_of_the_rows_that_exist(present: list[bool], n_b
 
 
 class AskedPilot:
-    """A pilot whose LightGBM is known to gain by crosses, in one block more than in the other."""
+    """A pilot whose LightGBM is known to gain by crosses, and its KNN by how much it sees of them.
 
-    def __init__(self, gain: float, differ: float = 0.01, n_numbers: int = 1, n_blocks: int = 5) -> None:
-        self.gain, self.differ = gain, differ
+    In one block more than in the other.
+    """
+
+    def __init__(
+        self,
+        gain: float,
+        differ: float = 0.01,
+        *,
+        n_numbers: int = 1,
+        n_blocks: int = 5,
+        by_view: Mapping[float, float] = MappingProxyType({}),
+    ) -> None:
+        self.gain, self.differ, self.by_view = gain, differ, by_view
         self.pairs = np.zeros((20, n_numbers)), np.zeros((10, n_numbers))
         self.blocks = np.arange(20) % n_blocks, np.arange(10) % 2 + 3
 
-    def score(self, model: str, cross_fitted: list[str], *, pairs: bool, block: int) -> np.ndarray:
-        assert (model, cross_fitted) == ("lightgbm", ["shop"])
-        return np.linspace(0.5, 0.6, 5) + pairs * (self.gain + {3: self.differ, 4: -self.differ}[block])
+    def score(self, model: str, cross_fitted: list[str], *, view: float, block: int) -> np.ndarray:
+        assert cross_fitted == ["shop"]
+        gain = self.by_view.get(view) if model == "knn" else (self.gain if view else None)
+        scores = np.linspace(0.5, 0.6, 5)
+        return scores if gain is None else scores + gain + {3: self.differ, 4: -self.differ}[block]
 
 
 CHOICE = Choice(["shop"], [{"mean": 0.5}], "")
@@ -295,18 +311,33 @@ CHOICE = Choice(["shop"], [{"mean": 0.5}], "")
 
 @pytest.mark.parametrize(("gain", "differ", "pay"), [(5, 10, 1), (3, 10, 0), (5, 20, 0), (-10, 10, 0)])
 def test_crosses_pay_where_boosted_trees_surely_gain(gain: int, differ: int, pay: bool) -> None:
-    pilot = AskedPilot(gain / 1000, differ / 1000)
+    view, why = view_of_crosses(AskedPilot(gain / 1000, differ / 1000), CHOICE)
+    assert view == (VIEW if pay else 0)
     said = f"LightGBM gains {gain / 1000:.4f} +- {differ / 3000:.4f} by crosses on held-out rows"
-    assert crosses_pay(pilot, CHOICE) == (pay, said if pay else f"{said}: too little")
+    assert why == said + ("; KNN sees them at 0.6 of the vectors' spread" if pay else ": too little")
+
+
+@pytest.mark.parametrize(
+    ("by_view", "view", "by"),
+    [
+        ({0.01: 0.004, 1.2: 0.002}, VIEW, ""),  # an error of 0.0033
+        ({0.01: 0.01}, 0.01, ", which gains 0.0100 +- 0.0033"),
+        ({0.01: 0.01, 1.2: 0.02, 2.4: 0.03, 4.8: 0.02}, 2.4, ", which gains 0.0300 +- 0.0033"),
+    ],
+)
+def test_knn_sees_crosses_as_it_surely_gains_most(by_view: dict, view: float, by: str) -> None:
+    found, why = view_of_crosses(AskedPilot(0.02, by_view=by_view), CHOICE)
+    assert found == view
+    assert why.endswith(f"; KNN sees them at {view} of the vectors' spread{by}")
 
 
 def test_why_nothing_is_asked() -> None:
-    assert crosses_pay(AskedPilot(1), Choice([], [], "no column helps")) == (False, "no column helps")
-    pays, why = crosses_pay(AskedPilot(1, n_numbers=0), CHOICE)
-    assert not pays
+    assert view_of_crosses(AskedPilot(1), Choice([], [], "no column helps")) == (0, "no column helps")
+    view, why = view_of_crosses(AskedPilot(1, n_numbers=0), CHOICE)
+    assert not view
     assert "too few rows" in why
-    pays, why = crosses_pay(AskedPilot(1, n_blocks=1), CHOICE)
-    assert not pays
+    view, why = view_of_crosses(AskedPilot(1, n_blocks=1), CHOICE)
+    assert not view
     assert "two groups" in why
 
 
@@ -330,7 +361,14 @@ def test_auto_takes_crosses_where_they_pay(combinations: float) -> None:
     assert "by crosses on held-out rows" in encoder.cross_fit_["crosses"]
     assert vectors.shape == encoder.transform(X).shape
     asked_for = EntityEmbeddingRegressor(**FAST | {"max_epochs": 8}, crosses=8 if combinations else 0)
-    assert np.array_equal(asked_for.fit_transform(X, y), vectors)
+    same = asked_for.fit_transform(X, y)
+    numbers = [name for cross in encoder.embeddings_.crosses for name in cross.feature_names_out]
+    seen = np.isin(encoder.get_feature_names_out(), numbers)
+    if combinations:  # they are all there is to know, and KNN sees more of them
+        more = vectors[:, seen].std() / same[:, seen].std()
+        assert more * VIEW == pytest.approx(max(VIEWS))
+        same[:, seen] *= more
+    np.testing.assert_allclose(vectors, same, rtol=1e-5)
     assert asked_for.cross_fit_["crosses"] == "not measured"
 
 
@@ -349,10 +387,10 @@ def test_the_numbers_of_held_out_rows_know_neither_them_nor_their_block(
     rows, blocks = coded_rows(learned, task), blocks_in_order(np.ones(4000, dtype=bool), 4)
     train, held = np.split(np.random.default_rng(0).permutation(4000), [3000])
     found = numbers_of_pairs(learned, rows, blocks, train, held, 0)
-    crosses = learn_crosses(learned, rows.take(train), 8, blocks.take(train), 0)
+    crosses = learn_crosses(learned, rows.take(train), 8, blocks.take(train), 0, view=1)
     names = [part.feature for part in learned.tables]
     outputs, row_codes = rows.targets.double().numpy(), rows.codes.numpy()
-    outputs *= VIEW * _spread(learned) / outputs[train].std()
+    outputs *= _spread(learned) / outputs[train].std()
     for i, cross in enumerate(crosses):
         codes = row_codes[:, [names.index(name) for name in cross.features]]
         for block in range(4):

@@ -20,8 +20,10 @@ from embedkit.learning.losses import output_gradients
 from embedkit.learning.network import build, predict
 from embedkit.learning.targets import Head
 
-# What a standard deviation of the target is of the spread of the vectors: KNN, which sees it, gains by it.
+# What a standard deviation of the target is of the spread of the vectors: KNN, which sees it, gains by it as
+# a rule. "auto" measures whether it surely gains more by another; at the first one KNN sees nothing.
 VIEW = 0.6
+VIEWS = (0.01, VIEW, 1.2, 2.4, 4.8)
 # Combinations in fewer rows say too little.
 MIN_ROWS = 1_000
 # Rows beyond the first of each combination: fewer do not tell what chance does, nor thus what it explains.
@@ -76,14 +78,16 @@ def auto_pairs(heads: Sequence[Head]) -> int:
     return min(AUTO_PAIRS, MAX_NUMBERS // sum(head.n_outputs for head in heads))
 
 
-def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed: int) -> tuple[Cross, ...]:
+def learn_crosses(
+    learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed: int, view: float = VIEW
+) -> tuple[Cross, ...]:
     """The numbers of at most so many pairs, in the order of `order_pairs`.
 
     Fewer than 1,000 rows have none. A pair is left out where its column would have the name of another one,
     its combinations hardly repeat, or chance seems to explain all that they differ by; and where there are
     more than 25 columns, unless it is of the 25 whose vectors spread the most.
     """
-    codes, outputs, weights = _numbers(learned, rows)
+    codes, outputs, weights = _numbers(learned, rows, view)
     present = np.flatnonzero(weights > 0)
     if len(present) < MIN_ROWS:
         return ()
@@ -111,10 +115,10 @@ def learn_crosses(learned: Learned, rows: Rows, n_pairs: int, folds: Folds, seed
 
 
 def rows_without_themselves(
-    learned: Learned, rows: Rows, crosses: Iterable[Cross], folds: Folds
+    learned: Learned, rows: Rows, crosses: Iterable[Cross], folds: Folds, view: float = VIEW
 ) -> dict[str, np.ndarray]:
     """By the name of each cross its numbers of the rows that it was learned from, without their folds."""
-    codes, outputs, weights = _numbers(learned, rows)
+    codes, outputs, weights = _numbers(learned, rows, view)
     places = {part.feature: i for i, part in enumerate(learned.tables)}
     return {
         cross.name: cross_fitted_effects(
@@ -124,13 +128,13 @@ def rows_without_themselves(
     }
 
 
-def _numbers(learned: Learned, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _numbers(learned: Learned, rows: Rows, view: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes, targets and weights of rows; of targets a number, or one for every class, as distances see them.
 
     Of shapes (n_rows, n_features), (n_rows, n_outputs) and (n_rows,).
     """
     weights, columns = rows.weights.double(), []
-    unit = VIEW * (_spread(learned) or 1.0)
+    unit = view * (_spread(learned) or 1.0)
     for head, column in zip(learned.heads, rows.targets.T, strict=True):
         part = F.one_hot(column.long(), head.n_outputs) if head.kind == "multiclass" else column[:, None]
         part = part.double()
