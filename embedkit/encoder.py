@@ -67,8 +67,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         the fifths are random; groups, or the folds of `cross_fit`, take their place where these are given.
         "auto" takes 8 (fewer with more than 4 classes or targets) where `fit_transform` measures, on the rows
         that ``cross_fit="auto"`` holds out, that LightGBM gains by them, and none where nothing is measured,
-        as in `fit`; where KNN surely gains by another spread than 0.6 (0.01, 1.2, 2.4 or 4.8), that. For rows
-        in memory, at least 1,000 of them, for "auto" 1,250; `fit_transform` has none where
+        as in `fit`; where KNN gains more than its error by another spread, 0.01, 1.2, 2.4 or 4.8, that one.
+        For rows in memory, at least 1,000 of them, for "auto" 1,250; `fit_transform` has none where
         ``cross_fit="auto"`` finds no folds among the groups.
     cross_fit : "auto", False, int or splitter, default="auto"
         Whether `fit_transform` encodes a row by vectors learned without it: in as many random folds, or in

@@ -323,7 +323,7 @@ def view_of_crosses(pilot: Pilot, choice: Choice) -> tuple[float, str]:
         return 0.0, f"{reason}: too little"
     scores = {view: np.concatenate([score("knn", view, block) for block in blocks]) for view in VIEWS}
     gains = {view: _gain(scores[view], scores[VIEW]) for view in VIEWS}
-    surely = [view for view, (gain, error) in gains.items() if gain > MIN_GAIN * error]
+    surely = [view for view, (gain, error) in gains.items() if gain > error]
     view = max(surely, key=lambda view: scores[view].mean(), default=VIEW)
     gain, error = gains[view]
     by = "" if view == VIEW else f", which gains {gain:.4f} +- {error:.4f}"

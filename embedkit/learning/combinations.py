@@ -21,7 +21,7 @@ from embedkit.learning.network import build, predict
 from embedkit.learning.targets import Head
 
 # What a standard deviation of the target is of the spread of the vectors: KNN, which sees it, gains by it as
-# a rule. "auto" measures whether it surely gains more by another; at the first one KNN sees nothing.
+# a rule. "auto" measures whether it gains more than its error by another; at the first one KNN sees nothing.
 VIEW = 0.6
 VIEWS = (0.01, VIEW, 1.2, 2.4, 4.8)
 # Combinations in fewer rows say too little.
