@@ -81,12 +81,24 @@ def embedding_set(estimator: "EntityEmbeddingBase") -> EmbeddingSet:
 
 def save_once(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:
     """`save`, by the first of the processes that learned together; the others wait until it is done."""
+    version = [save(estimator, path) if is_writer() else None]
+    if distributed := _group():
+        distributed.broadcast_object_list(version)
+    return version[0]
+
+
+def is_writer() -> bool:
+    """Whether this process is the first of those that learned together, or by itself."""
+    distributed = _group()
+    return distributed is None or distributed.get_rank() == 0
+
+
+def _group() -> Any:
+    """torch.distributed, where processes learn together."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return save(estimator, path)
-    version = [save(estimator, path) if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(version)
-    return version[0]
+        return None
+    return distributed
 
 
 def save(estimator: "EntityEmbeddingBase", path: str | os.PathLike) -> str:

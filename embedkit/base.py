@@ -198,7 +198,16 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             self._keep(extend(self._learned, table, targets, weights, *limits))
         return self
 
-    def fit_transform(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> np.ndarray:
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        groups: Any = None,
+        *,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_seconds: float = 60.0,
+    ) -> np.ndarray:
         """`fit`, then encode the same rows for a model to learn from.
 
         Where `cross_fit` says so, a row is encoded by vectors that were learned without it, in the space of
@@ -212,6 +221,9 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
             As in `fit`, in memory.
         groups : array of shape (n_rows,), optional
             Rows of one group are in one fold of `cross_fit`.
+        checkpoint, checkpoint_seconds
+            As in `fit`. A later call goes on with the training on all rows; what is measured after it is
+            measured anew.
 
         Returns
         -------
@@ -219,15 +231,18 @@ class EntityEmbeddingBase(LookupMixin, BaseEstimator):
         """
         if is_stream(X):
             raise InputError("fit_transform takes rows in memory: call fit for files, then transform_dataset")
+        saving = {"checkpoint": checkpoint, "checkpoint_seconds": checkpoint_seconds}
         if self.cross_fit is False:
-            return self.fit(X, y, sample_weight=sample_weight).transform(X)
+            return self.fit(X, y, sample_weight=sample_weight, **saving).transform(X)
         require("torch", "train")
         from embedkit.cross_fitting import cross_fit_rows, encode_rows
         from embedkit.learning.fit import plain_torch
 
+        if checkpoint is not None:
+            check_repeatable(self)
         with plain_torch(), self._put_back_if_it_fails():
             task = self._task(X, y, sample_weight)
-            learned, crossed = cross_fit_rows(task, self.cross_fit, groups)
+            learned, crossed = cross_fit_rows(task, self.cross_fit, groups, **saving)
             self._keep(learned)
         return encode_rows(self.embeddings_, task, crossed)
 

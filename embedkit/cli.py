@@ -3,18 +3,23 @@
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import embedkit
 from embedkit import console
-from embedkit.cli_options import NAMES, SAVING, learning_options, saving, saving_options
+from embedkit.cli_options import (
+    NAMES,
+    SAVING,
+    fitting_options,
+    learning_options,
+    read_rows,
+    saving,
+    saving_options,
+)
 from embedkit.console import Commands, Number
 from embedkit.errors import StoreNotFoundError
-
-if TYPE_CHECKING:
-    from embedkit.files import TrainingData
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,61 +37,41 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _read_rows(data: str, options: dict[str, Any]) -> "TrainingData":
-    """Read DATA; the options that say what its columns are for are taken out of `options`."""
-    from embedkit.files import open_training
-
-    names = ("target", "columns", "drop", "skip_missing_target")
-    roles = {name: options.pop(name) for name in names}
-    roles |= {"weight": options.pop("weight", None), "stream": options.pop("stream", False)}
-    return open_training(data, categorical=options["categorical_features"], **roles)
-
-
 @main.command()
 @learning_options
 @saving_options
 @click.option("--out", required=True, type=click.Path(), help="Stored set to write, NAME.embedkit by custom.")
-@click.option("--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate.")
-@click.option(
-    "--schedule",
-    type=click.Choice(["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]),
-    default="one_cycle",
-    show_default=True,
-    help="Shape of the learning rate.",
-)
-@click.option("--early-stopping", is_flag=True, help="Hold out rows and stop when these get no better.")
-@click.option(
-    "--numeric",
-    type=click.Choice(["scale", "passthrough", "drop"]),
-    default="scale",
-    show_default=True,
-    help="What becomes of numbers when rows are transformed.",
-)
-def fit(data: str, out: str, task: str, quiet: bool, **options: Any) -> None:
+@fitting_options
+def fit(data: str, out: str, task: str, quiet: bool, train_features: str | None, **options: Any) -> None:
     """Learn vectors for categories and store them.
 
     DATA is a CSV or Parquet file, or a directory of Parquet files. What is stored also predicts the target,
     or targets that are all numbers or all classes. A training that was interrupted goes on with --resume,
     and ends up with the same bits.
 
+    Vectors know the targets of the rows they were learned from, and a model that learns from these very rows
+    would trust that. --train-features writes them as fit_transform encodes them; transform is for others.
+
     \b
     Example:
       embedkit fit train.parquet --target Sales --categorical Store,DayOfWeek --out stores.embedkit
     """
-    from embedkit import files
+    from embedkit import places
 
-    files.check_output(out, data)
-    rows = _read_rows(data, options)
+    places.check_output(out, data)
+    rows = read_rows(data, options, train_features)
     saved = {name: options.pop(name) for name in SAVING}
     began = time.perf_counter()
     if console.on_terminal(quiet):
         click.echo(f"Learning from {rows.num_rows:,} rows of {data} ...", err=True)
     estimator = rows.estimator(task, verbose=int(not quiet), **options)
     with saving(out, **saved) as how:
-        version = estimator.fit(rows.X, rows.y, rows.sample_weight, **how).save(out)
+        version = rows.learn(estimator, out, train_features, **how)
     if not quiet:
         click.echo(console.fit_summary(estimator, rows.num_rows, time.perf_counter() - began))
         click.echo(f"Stored in {out} as {version}.")
+        if train_features is not None:
+            click.echo(f"Rows for models to learn from: {train_features} ({estimator.cross_fit_['reason']}).")
         click.echo(console.next_steps(out, estimator.embeddings_, data))
 
 
@@ -106,12 +91,12 @@ def lr_find(data: str, task: str, plot: str | None, quiet: bool, **options: Any)
     Example:
       embedkit lr-find train.parquet --target Sales --categorical Store --plot lr.png
     """
-    from embedkit import files
+    from embedkit import places
     from embedkit.report.plots import plot_lr_finder
 
     if plot:
-        files.check_writable(plot)
-    rows = _read_rows(data, options)
+        places.check_writable(plot)
+    rows = read_rows(data, options)
     sweep = {name: options.pop(name) for name in ("start_lr", "end_lr", "num_iter")}
     estimator = rows.estimator(task, verbose=int(not quiet), **options)
     result = estimator.find_lr(rows.X, rows.y, rows.sample_weight, **sweep)
@@ -193,14 +178,14 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
     Example:
       embedkit evaluate train.parquet --target Sales --categorical Store,DayOfWeek
     """
-    from embedkit import files
+    from embedkit import places
     from embedkit.serving.output import write_frame
 
     if out:
-        files.check_writable(out)
+        places.check_writable(out)
     keys = [options[name] for name in ("groups", "time") if options[name]]
     options["columns"] = tuple(dict.fromkeys((*options["columns"], *keys))) if options["columns"] else ()
-    rows = _read_rows(data, options)
+    rows = read_rows(data, options)
     found = embedkit.evaluate(
         rows.X,
         rows.y,
@@ -233,11 +218,11 @@ def drift(old: str, new: str, old_version: str, new_version: str, rows: int, out
     Example:
       embedkit drift stores.embedkit stores.embedkit --old-version v000001
     """
-    from embedkit import files
+    from embedkit import places
     from embedkit.serving.output import write_frame
 
     if out:
-        files.check_writable(out)
+        places.check_writable(out)
     found = embedkit.drift(old, new, old_version=old_version, new_version=new_version)
     click.echo(console.drift_summary(found, rows))
     if out:

@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from embedkit.console import Names, Number, Widths
+
+if TYPE_CHECKING:
+    from embedkit.files import TrainingData
 
 NAMES = Names()
 SAVING = ("resume", "checkpoint", "checkpoint_seconds", "cache_dir")
@@ -55,9 +58,7 @@ def learning_options(command: Callable, *, weighted: bool = True) -> Callable:
         click.option("--max-categories", type=int, help="Most categories to keep of a column."),
         *_running_options(),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with_options(command, *options)
 
 
 def _encoding_options() -> list[Callable]:
@@ -81,8 +82,8 @@ def _encoding_options() -> list[Callable]:
             type=Number("auto"),
             default="auto",
             show_default=True,
-            help="Most pairs of columns whose combinations get a number of their own; auto takes "
-            "8 where evaluate measures that they pay, and none where nothing is measured, as in fit.",
+            help="Most pairs of columns whose combinations get a number of their own; auto takes 8 where "
+            "they are measured to pay, by evaluate and fit --train-features, and else none.",
         ),
     ]
 
@@ -133,9 +134,49 @@ def _is_first() -> bool:
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
+def fitting_options(command: Callable) -> Callable:
+    """Add the options of a training whose vectors are kept: how it goes, and what comes out."""
+    schedules = ["one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts", "constant"]
+    return _with_options(
+        command,
+        click.option(
+            "--max-lr", type=Number("auto"), default="auto", show_default=True, help="Peak learning rate."
+        ),
+        click.option(
+            "--schedule",
+            type=click.Choice(schedules),
+            default="one_cycle",
+            show_default=True,
+            help="Shape of the learning rate.",
+        ),
+        click.option(
+            "--early-stopping", is_flag=True, help="Hold out rows and stop when these get no better."
+        ),
+        click.option(
+            "--numeric",
+            type=click.Choice(["scale", "passthrough", "drop"]),
+            default="scale",
+            show_default=True,
+            help="What becomes of numbers when rows are transformed.",
+        ),
+        click.option(
+            "--train-features",
+            type=click.Path(dir_okay=False),
+            help="Parquet file to write: the rows of DATA for a model to learn from, encoded without "
+            "themselves where that is measured to pay. Takes about twice the time.",
+        ),
+        click.option(
+            "--group",
+            help="Column whose values are encoded without all of their rows in --train-features; it is not "
+            "learned from.",
+        ),
+    )
+
+
 def saving_options(command: Callable) -> Callable:
     """Add the options of trainings that take long: from files, and to be gone on with."""
-    options = [
+    return _with_options(
+        command,
         click.option(
             "--stream/--no-stream",
             default=None,
@@ -160,7 +201,32 @@ def saving_options(command: Callable) -> Callable:
             show_default=True,
             help="How often to write it, at most.",
         ),
-    ]
+    )
+
+
+def read_rows(data: str, options: dict[str, Any], train_features: str | None = None) -> "TrainingData":
+    """Read DATA; the options that say what its columns are for are taken out of `options`.
+
+    Where its rows are to be written, too, that has to be possible.
+    """
+    from embedkit.files import open_training
+    from embedkit.places import check_file
+
+    names = ("target", "columns", "drop", "skip_missing_target")
+    roles = {name: options.pop(name) for name in names}
+    roles |= {name: options.pop(name, None) for name in ("weight", "group")}
+    if train_features is not None:
+        check_file(train_features, data)
+    elif roles["group"] is not None:
+        raise click.UsageError("--group is about the rows of --train-features: name a file for these")
+    stream = options.pop("stream", False)
+    rows = open_training(data, stream=stream, categorical=options["categorical_features"], **roles)
+    if train_features is not None and rows.table is None:
+        raise click.UsageError("--train-features takes rows in memory: add --no-stream")
+    return rows
+
+
+def _with_options(command: Callable, *options: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command

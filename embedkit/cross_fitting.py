@@ -49,7 +49,9 @@ def plan_folds(task: "Task", cross_fit: Any, groups: Any) -> tuple[Folds | None,
     return Folds(test, cells, folds.excluded), ""
 
 
-def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned", dict[str, np.ndarray]]:
+def cross_fit_rows(
+    task: "Task", cross_fit: Any, groups: Any, **saving: Any
+) -> tuple["Learned", dict[str, np.ndarray]]:
     """Learn, and encode the rows that were learned from without themselves, where that pays.
 
     Parameters
@@ -58,6 +60,8 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
         Of rows in memory.
     cross_fit : "auto", int or splitter
     groups : array of shape (n_rows,) or None
+    **saving
+        ``checkpoint, checkpoint_seconds`` of `embedkit.learning.fit.learn`.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def cross_fit_rows(task: "Task", cross_fit: Any, groups: Any) -> tuple["Learned"
 
     settings = task.settings
     folds, why_none = plan_folds(task, cross_fit, groups)
-    learned = learn(task)
+    learned = learn(task, **saving)
     features = [part.feature for part in learned.tables]
     if folds is None:
         return replace(learned, cross_fit=_record(features, Choice([], [], why_none))), {}

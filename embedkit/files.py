@@ -1,7 +1,6 @@
-"""Files of rows, CSV or Parquet: which columns to learn from, what they are to predict, where to write."""
+"""Files of rows, CSV or Parquet: which columns to learn from, and what they are to predict."""
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
@@ -12,15 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedkit import store
-from embedkit.errors import (
-    InputError,
-    OutputError,
-    StoreNotFoundError,
-    did_you_mean,
-    first_line,
-    require,
-)
+from embedkit.errors import InputError, did_you_mean, first_line, require
 from embedkit.frames import check_unique, is_index, type_family, weight_column, without_null_keys
 
 if TYPE_CHECKING:
@@ -46,11 +37,17 @@ class TrainingData:
         One target, or several; their names in a dataset.
     sample_weight : ndarray of shape (n_rows,), str or None
         How many rows each row stands for; the name of a column of a dataset.
+    groups : Series of n_rows rows, or None
+        Which rows belong together.
+    table : pa.Table of n_rows rows, or None
+        All columns of rows in memory.
     """
 
     X: "pa.Table | Dataset"
     y: "pd.Series | pd.DataFrame | str | list[str]"
     sample_weight: np.ndarray | str | None
+    groups: "pd.Series | None" = None
+    table: pa.Table | None = None
 
     @property
     def num_rows(self) -> int:
@@ -98,6 +95,43 @@ class TrainingData:
         if "continuous" not in kinds:
             return EntityEmbeddingClassifier(target_type=task, **parameters)
         return EntityEmbeddingEncoder(target_type=task, **parameters)
+
+    def learn(
+        self,
+        estimator: "EntityEmbeddingBase",
+        out: str | os.PathLike,
+        train_features: str | os.PathLike | None = None,
+        **saving: Any,
+    ) -> str:
+        """Fit an estimator, and store it.
+
+        Parameters
+        ----------
+        estimator : EntityEmbeddingBase
+        out : path or URI
+            Root of the stored set.
+        train_features : path, optional
+            Parquet file for these rows as `fit_transform` encodes them; for rows in memory.
+        **saving
+            ``cache_dir``, ``checkpoint`` and ``checkpoint_seconds`` of `fit`.
+
+        Returns
+        -------
+        str
+            The stored version.
+        """
+        from embedkit.archive import is_writer
+        from embedkit.serving.training_rows import write_training_rows
+
+        rows = self.X, self.y, self.sample_weight
+        if train_features is None:
+            return estimator.fit(*rows, **saving).save(out)
+        saving.pop("cache_dir", None)
+        vectors = estimator.fit_transform(*rows, self.groups, **saving)
+        version = estimator.save(out)
+        if is_writer():
+            write_training_rows(train_features, self.table, estimator.embeddings_, vectors)
+        return version
 
 
 def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None = None) -> pa.Table:
@@ -150,6 +184,7 @@ def read_training(
     categorical: Sequence[str] = (),
     drop: Sequence[str] = (),
     weight: str | None = None,
+    group: str | None = None,
     skip_missing_target: bool = False,
     types: Mapping[str, pa.DataType] | None = None,
 ) -> TrainingData:
@@ -162,13 +197,16 @@ def read_training(
     target : sequence of str
         What is to be predicted: one column or several.
     columns : sequence of str
-        What to learn from; by default all columns but the targets, `weight` and an unnamed pandas index.
+        What to learn from; by default all columns but the targets, `weight`, `group` and an unnamed pandas
+        index.
     categorical : sequence of str
         Columns that must be among those to learn from.
     drop : sequence of str
         Columns to leave out.
     weight : str, optional
         Column that holds how many rows each row stands for.
+    group : str, optional
+        Column that says which rows belong together.
     skip_missing_target : bool
         Leave out rows that lack a target.
 
@@ -182,12 +220,14 @@ def read_training(
         If the file cannot be read, lacks a column, or has weights that are no weights.
     """
     table = read_table(path, types)
-    used = _used_columns(path, table, target, columns, categorical, drop, weight)
+    used = _used_columns(path, table, target, columns, categorical, drop, weight, group)
     table = _with_target(path, table, target, skip_missing_target)
     return TrainingData(
         table.select(used),
         _targets(table, target),
         None if weight is None else weight_column(table, weight),
+        None if group is None else table[group].to_pandas(),
+        table,
     )
 
 
@@ -235,6 +275,7 @@ def _stream_training(
     categorical: Sequence[str] = (),
     drop: Sequence[str] = (),
     weight: str | None = None,
+    group: str | None = None,
     skip_missing_target: bool = False,
 ) -> TrainingData:
     from embedkit.inputs import open_dataset
@@ -242,7 +283,7 @@ def _stream_training(
     dataset = open_dataset(path)
     schema = dataset.schema
     check_unique(path, schema.names)
-    used = _used_columns(path, schema.empty_table(), target, columns, categorical, drop, weight)
+    used = _used_columns(path, schema.empty_table(), target, columns, categorical, drop, weight, group)
     wanted = [*used, *target, *([] if weight is None else [weight])]
     dataset = dataset.replace_schema(pa.schema([schema.field(name) for name in dict.fromkeys(wanted)]))
     for name in target if skip_missing_target else ():
@@ -258,14 +299,15 @@ def _used_columns(
     categorical: Sequence[str],
     drop: Sequence[str],
     weight: str | None,
+    group: str | None,
 ) -> list[str]:
     """The columns to learn from; the parameters are those of `read_training`."""
-    weights = [] if weight is None else [weight]
+    weights, groups = ([] if name is None else [name] for name in (weight, group))
     named = {"target": target, "columns": columns, "categorical": categorical, "drop": drop}
-    _check_named(path, table, named | {"weight": weights})
+    _check_named(path, table, named | {"weight": weights, "group": groups})
     if not target:
         raise InputError(f"no target given: name the column of {path} that is to be predicted")
-    left_out = {*target, *weights, *drop}
+    left_out = {*target, *weights, *groups, *drop}
     data = [name for name in table.column_names if not is_index(name)]
     used = [name for name in (columns or data) if name not in left_out]
     if not used:
@@ -273,71 +315,9 @@ def _used_columns(
     contradictory = [name for name in categorical if name not in used]
     if contradictory:
         raise InputError(
-            f"categorical names {contradictory}, which is target, weight or left out: name it once"
+            f"categorical names {contradictory}, which is target, weight, group or left out: name it once"
         )
     return used
-
-
-def check_output(root: str | os.PathLike, data: str | None = None) -> None:
-    """Make sure that a stored set can be written, before the work that leads to it; leaves nothing behind.
-
-    Parameters
-    ----------
-    root : path or URI
-        Root of a stored set, to be made or to get another version.
-    data : path or URI, optional
-        What is learned from.
-
-    Raises
-    ------
-    InputError
-        If the set would be read with the data.
-    OutputError
-        If it cannot be written, or is there and is no stored set.
-    StoreError
-        If it is a stored set that is damaged.
-    """
-    from embedkit.serving.output import local_path
-    from embedkit.serving.sources import finds
-
-    root = os.fspath(root)
-    local = None if data is None else local_path(root)
-    if local is not None and finds(data, os.path.realpath(f"{local}/v000001/tables/x.parquet")):
-        raise InputError(f"{root} lies in {data} and would be read with it: choose another place")
-    if "://" in root:
-        store.versions(root)
-        return
-    path = Path(root)
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"cannot write to {root}: it is a file, choose another name")
-    if path.is_dir() and any(path.iterdir()):
-        try:
-            store.current_version(path)
-        except StoreNotFoundError as error:
-            if store.holds_other_files(path):
-                raise OutputError(
-                    f"cannot write to {root}: it holds other files and no stored set, choose another name"
-                ) from error
-    check_writable(path)
-
-
-def check_writable(path: str | os.PathLike) -> None:
-    """Make sure that a new directory or file can be made; leaves nothing behind.
-
-    Raises
-    ------
-    OutputError
-        If it cannot.
-    """
-    path = Path(path)
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        if existing != path or path.is_dir():
-            tempfile.TemporaryDirectory(prefix=".embedkit-", dir=existing).cleanup()
-        else:
-            path.open("ab").close()
-    except OSError as error:
-        raise OutputError(f"cannot write to {path}: {error.strerror} ({existing})") from error
 
 
 def _read_parquet(path: Path) -> pa.Table:

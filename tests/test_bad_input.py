@@ -29,6 +29,7 @@ from embedkit import (
     StoreError,
     cli,
     files,
+    places,
     store,
 )
 
@@ -231,7 +232,7 @@ def test_a_date_that_is_not_named(shops: pa.Table, tmp_path: Path) -> None:
 def test_a_category_that_is_left_out(option: str, shops: pa.Table, tmp_path: Path) -> None:
     options = ["--target", "sales"] * (option != "--target") + [option, "shop", "--categorical", "shop,town"]
     line = fit_file(shops, tmp_path, *options)
-    assert "categorical names ['shop'], which is target, weight or left out: name it once" in line
+    assert "categorical names ['shop'], which is target, weight, group or left out: name it once" in line
 
 
 def lookups(regressor: EntityEmbeddingRegressor, stored: Path) -> list[Callable]:
@@ -361,20 +362,18 @@ def test_an_unwritable_output(
 
 
 def test_an_output_that_can_be_written_is_left_alone(shops: pa.Table, tmp_path: Path) -> None:
-    from embedkit.files import check_output
+    from embedkit.places import check_output
 
     check_output(tmp_path / "new" / "s.embedkit")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_output_where_the_folder_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embedkit import files
-
     def refuse(**options: Any) -> None:
         raise PermissionError(13, "Permission denied", str(options["dir"]))
 
-    monkeypatch.setattr(files.tempfile, "TemporaryDirectory", refuse)
-    found = message(OutputError, files.check_output, tmp_path / "s.embedkit")
+    monkeypatch.setattr(places.tempfile, "TemporaryDirectory", refuse)
+    found = message(OutputError, places.check_output, tmp_path / "s.embedkit")
     assert found == f"cannot write to {tmp_path}/s.embedkit: Permission denied ({tmp_path})"
 
 

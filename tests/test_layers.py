@@ -29,7 +29,7 @@ LAYERS = [
     ["pilot"],
     ["cross_fitting"],
     ["archive", "inputs", "lookup", "base", "encoder", "predictors"],
-    ["comparison", "verdict", "evaluation", "files"],
+    ["comparison", "verdict", "evaluation", "files", "places"],
     ["demo"],
     ["console"],
     ["cli_options"],
