@@ -176,7 +176,7 @@ def next_steps(root: str, embedding_set: "EmbeddingSet", data: str) -> str:
     return (
         "Next:\n"
         f"  embedkit inspect {root} {feature}\n"
-        f"  embedkit transform {root} {data} features.parquet\n"
+        f"  embedkit transform {root} {data} features\n"
         f"  embedkit export {root} --format csv --out tables"
     )
 
