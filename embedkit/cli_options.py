@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +222,9 @@ def read_rows(data: str, options: dict[str, Any], train_features: str | None = N
         raise click.UsageError("--group is about the rows of --train-features: name a file for these")
     stream = options.pop("stream", False)
     rows = open_training(data, stream=stream, categorical=options["categorical_features"], **roles)
-    if train_features is not None and rows.table is None:
+    if train_features is None:
+        return replace(rows, table=None)  # columns that nobody needs take memory
+    if rows.table is None:
         raise click.UsageError("--train-features takes rows in memory: add --no-stream")
     return rows
 

@@ -119,6 +119,14 @@ class TrainingData:
         -------
         str
             The stored version.
+
+        Raises
+        ------
+        InputError
+            As `fit` does, and where two columns of `train_features` would have one name; the set is stored
+            then.
+        OutputError
+            If something cannot be written.
         """
         from embedkit.archive import is_writer
         from embedkit.serving.training_rows import write_training_rows
