@@ -83,8 +83,8 @@ class EntityEmbeddingEncoder(EntityEmbeddingBase):
         AdamW's, for the layers: per step and unit of learning rate.
     max_lr : float or "auto", default="auto"
         Peak learning rate. "auto" runs the range test first and takes its suggestion, within 1e-3 and 1e-2;
-        where there are fewer than 2,000 steps, not below 2 / steps. With about 300 steps or fewer it is
-        that, at most 1e-2, without a test.
+        where there are fewer than 2,000 steps, not below 2 / steps. A training of fewer than 800 steps, of
+        which a test would be a large part, goes without one: 4e-3, where that is within these bounds.
     schedule : str, default="one_cycle"
         "one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts" or "constant".
     schedule_options : dict, optional

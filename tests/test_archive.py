@@ -137,7 +137,7 @@ def test_a_version_can_be_named(flights, tmp_path):
 
 
 def test_the_range_test_is_stored(flights, tmp_path):
-    model = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto", "max_epochs": 200}).fit(
+    model = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto", "max_epochs": 400}).fit(
         flights, targets()["numbers"]
     )
     model.save(tmp_path / "set")

@@ -108,7 +108,7 @@ def test_several_interruptions_with_the_range_test(tmp_path: Path) -> None:
     labels = np.where(y > 0.5, "high", "low")
 
     def fit(**saving: object) -> EntityEmbeddingClassifier:
-        return EntityEmbeddingClassifier(["shop"], **SETTINGS | {"max_lr": "auto", "max_epochs": 60}).fit(
+        return EntityEmbeddingClassifier(["shop"], **SETTINGS | {"max_lr": "auto", "max_epochs": 140}).fit(
             X, labels, **saving
         )
 

@@ -182,7 +182,8 @@ def test_pickle_round_trip(shops, kind):
 
 def test_a_pickled_encoder_transforms_where_there_is_no_torch(shops, tmp_path):
     X, y = shops
-    model = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto"}).fit(X, y)
+    model = EntityEmbeddingEncoder(**{**FAST, "max_lr": "auto", "max_epochs": 300}).fit(X, y)
+    assert model.lr_finder_ is not None
     (tmp_path / "model.pickle").write_bytes(pickle.dumps((model, X)))
     code = """
 import pickle, sys

@@ -31,8 +31,8 @@ X, y = rows.drop_columns(["y", "label"]), rows["y" if kind == "number" else "lab
 Model = EntityEmbeddingRegressor if kind == "number" else EntityEmbeddingClassifier
 model = Model(
     ["shop"], hidden_layer_sizes=(16, 8), dropout=float(dropout), embedding_dropout=float(dropout),
-    batch_size=int(batch_size), max_epochs=3, max_lr="auto" if kind == "number" else 0.01, random_state=0,
-    early_stopping=early == "1",
+    batch_size=int(batch_size), max_epochs=60 if float(dropout) else 3,  # the many have a range test
+    max_lr="auto" if kind == "number" else 0.01, random_state=0, early_stopping=early == "1",
 )
 saving = {"checkpoint": checkpoint, "checkpoint_seconds": 0} if checkpoint else {}
 model.fit(X, y, **saving)
@@ -101,6 +101,7 @@ def test_with_dropout_each_process_draws_its_own_and_all_stay_together(data: Pat
     whole = torchrun(2, *arguments, saved).splitlines()
     assert len(whole) == 2
     assert len(set(whole)) == 1
+    assert (tmp_path / "out" / "v000001" / "report" / "lr_finder.parquet").exists()
     again = torchrun(2, *arguments, saved).splitlines()  # from the last step's checkpoint
     assert [line.partition(" ")[2] for line in again] == [line.partition(" ")[2] for line in whole]
     tables = [

@@ -17,7 +17,7 @@ from embedkit.learning.lr_finder import LRFinderResult
 
 FAST = {"hidden_layer_sizes": (8,), "max_epochs": 3, "max_lr": 0.01, "random_state": 0}
 # More than 300 steps, for which the rate is not known beforehand.
-TESTED = {**FAST, "max_lr": "auto", "max_epochs": 60}
+TESTED = {**FAST, "max_lr": "auto", "max_epochs": 140}
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,15 @@ def test_the_fewer_the_steps_the_larger_they_are(sales, max_epochs, low):
     assert encoder.find_lr(X, y, **tiny).suggestion == pytest.approx(low)
 
 
-@pytest.mark.parametrize(("n_rows", "rate"), [(2_048, 1e-2), (8_192, 2 / 256)])
-def test_a_short_training_needs_no_range_test(sales, n_rows, rate):
-    X, y = sales[0].sample(n_rows, replace=True, random_state=0), np.arange(float(n_rows))
+@pytest.mark.parametrize(
+    ("n_steps", "rate"), [(64, 1e-2), (256, 2 / 256), (799, learning.AUTO_LR_FALLBACK), (800, None)]
+)
+def test_a_short_training_needs_no_range_test(sales, n_steps, rate):
+    X, y = sales[0].sample(32 * n_steps, replace=True, random_state=0), np.arange(32.0 * n_steps)
     encoder = EntityEmbeddingEncoder(max_epochs=1, batch_size=32, random_state=0).fit(X, y)
-    assert len(encoder.learning_rates_) == n_rows / 32
-    assert encoder.max_lr_ == rate
-    assert encoder.lr_finder_ is None
+    assert len(encoder.learning_rates_) == n_steps
+    assert (encoder.lr_finder_ is None) == (rate is not None)
+    assert encoder.max_lr_ == (rate or encoder.lr_finder_.suggestion)
 
 
 def test_the_finder_leaves_no_trace_in_the_training(sales):
@@ -180,7 +182,7 @@ from embedkit import EntityEmbeddingClassifier
 rng = np.random.default_rng(0)
 X = pd.DataFrame({"k": rng.choice(list("abcdef"), 300), "m": rng.choice([1, 2, 3], 300)})
 X["x"] = rng.normal(size=300)
-model = EntityEmbeddingClassifier(["m"], random_state=5, max_epochs=50, early_stopping=True)
+model = EntityEmbeddingClassifier(["m"], random_state=5, max_epochs=100, early_stopping=True)
 model.fit(X, np.where(X["k"] < "c", "low", "high")).save("set")
 """
 
@@ -196,7 +198,7 @@ def test_the_same_seed_stores_the_same_bytes_in_another_process(tmp_path, monkey
     for root in (tmp_path / "here", tmp_path / "there"):
         files = sorted(path for path in root.rglob("*") if path.is_file())
         stored.append({path.relative_to(root): path.read_bytes() for path in files})
-    assert len(stored[0]) >= 7
+    assert len(stored[0]) >= 7  # the range test among them
     assert stored[0] == stored[1]
 
 

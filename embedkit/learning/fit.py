@@ -30,9 +30,9 @@ AUTO_LR_ITERATIONS = 200
 AUTO_LR_RULE = "fall"
 # Of all rates for every table the best one.
 AUTO_LR_FALLBACK = 4e-3
-# Where a training is so short that its rates differ by no more than this factor, a range test, which would
-# take as many steps as the training, has nothing to find.
-AUTO_LR_MIN_RANGE = 1.5
+# A shorter training takes the fallback: a range test would cost it a quarter of its steps or more, and on
+# fourteen tables found nothing better.
+AUTO_LR_MIN_STEPS = 4 * AUTO_LR_ITERATIONS
 # torch's random numbers are the process' own: trainings side by side would draw them from each other.
 _LEARNING = threading.Lock()
 
@@ -70,8 +70,9 @@ def learn(
         if checkpoint is not None:
             saved = Checkpoint(checkpoint, fingerprint_of(preparation, settings), checkpoint_seconds)
         if max_lr == "auto":
-            max_lr, high = _rate_bounds(preparation, settings)
-            if high > AUTO_LR_MIN_RANGE * max_lr:
+            if _num_steps(preparation, settings) < AUTO_LR_MIN_STEPS:
+                max_lr = float(np.clip(AUTO_LR_FALLBACK, *_rate_bounds(preparation, settings)))
+            else:
                 finder = range_test(preparation, settings)
                 max_lr = finder.suggestion
         try:
@@ -104,8 +105,13 @@ def range_test(preparation: Preparation, settings: Settings, **sweep: Any) -> LR
 
 def _rate_bounds(preparation: Preparation, settings: Settings) -> tuple[float, float]:
     """The least and the greatest automatic rate."""
-    n_steps = settings.max_epochs * preparation.trainer.steps_per_epoch
-    return float(np.clip(AUTO_LR_DISTANCE / n_steps, *AUTO_LR_BOUNDS)), AUTO_LR_BOUNDS[1]
+    low = AUTO_LR_DISTANCE / _num_steps(preparation, settings)
+    return float(np.clip(low, *AUTO_LR_BOUNDS)), AUTO_LR_BOUNDS[1]
+
+
+def _num_steps(preparation: Preparation, settings: Settings) -> int:
+    """Steps of the whole training."""
+    return settings.max_epochs * preparation.trainer.steps_per_epoch
 
 
 def _train(
@@ -115,7 +121,7 @@ def _train(
     schedule = make_schedule(
         settings.schedule,
         max_lr=max_lr,
-        total_steps=max(settings.max_epochs * trainer.steps_per_epoch, 2),
+        total_steps=max(_num_steps(preparation, settings), 2),
         steps_per_epoch=trainer.steps_per_epoch,
         **settings.schedule_options,
     )
