@@ -59,6 +59,8 @@ def fit(data: str, out: str, task: str, quiet: bool, train_features: str | None,
     from embedkit import places
 
     places.check_output(out, data)
+    if train_features is not None:
+        places.check_file(train_features, data, out)
     rows = read_rows(data, options, train_features)
     saved = {name: options.pop(name) for name in SAVING}
     began = time.perf_counter()

@@ -206,19 +206,13 @@ def saving_options(command: Callable) -> Callable:
 
 
 def read_rows(data: str, options: dict[str, Any], train_features: str | None = None) -> "TrainingData":
-    """Read DATA; the options that say what its columns are for are taken out of `options`.
-
-    Where its rows are to be written, too, that has to be possible.
-    """
+    """Read DATA; the options that say what its columns are for are taken out of `options`."""
     from embedkit.files import open_training
-    from embedkit.places import check_file
 
     names = ("target", "columns", "drop", "skip_missing_target")
     roles = {name: options.pop(name) for name in names}
     roles |= {name: options.pop(name, None) for name in ("weight", "group")}
-    if train_features is not None:
-        check_file(train_features, data)
-    elif roles["group"] is not None:
+    if train_features is None and roles["group"] is not None:
         raise click.UsageError("--group is about the rows of --train-features: name a file for these")
     stream = options.pop("stream", False)
     rows = open_training(data, stream=stream, categorical=options["categorical_features"], **roles)

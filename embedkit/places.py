@@ -51,7 +51,7 @@ def check_output(root: str | os.PathLike, data: str | None = None) -> None:
     check_writable(path)
 
 
-def check_file(path: str | os.PathLike, data: str) -> None:
+def check_file(path: str | os.PathLike, data: str, out: str) -> None:
     """Make sure that the file can be written, before the work that leads to it; leaves nothing behind.
 
     Parameters
@@ -60,11 +60,13 @@ def check_file(path: str | os.PathLike, data: str) -> None:
         A file to be made, or to be replaced.
     data : path or URI
         What is learned from.
+    out : path or URI
+        Root of the set that is stored, too.
 
     Raises
     ------
     InputError
-        If the file is no local one, is the data, or would be read with it.
+        If the file is no local one, is the data, would be read with it, or lies in the stored set.
     OutputError
         If it cannot be written.
     """
@@ -76,6 +78,9 @@ def check_file(path: str | os.PathLike, data: str) -> None:
     real = os.path.realpath(path)
     if real == os.path.realpath(data) or finds(data, real):
         raise InputError(f"{path} is read, or would be, as {data}: choose another place")
+    root = Path(os.path.realpath(out))
+    if "://" not in out and root in (Path(real), *Path(real).parents):
+        raise InputError(f"{path} would be part of {out}, the stored set: choose another place")
     check_writable(path)
 
 

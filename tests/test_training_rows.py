@@ -95,6 +95,8 @@ def test_groups_are_encoded_without_all_of_their_rows(data: Path, tmp_path: Path
         ),
         (("--train-features", "s3://there/f.parquet"), "s3://there/f.parquet is not on this machine"),
         (("--train-features", "rows.parquet"), "rows.parquet is read, or would be, as rows.parquet"),
+        (("--train-features", "s"), "s would be part of s, the stored set"),
+        (("--train-features", "t/../s/f.parquet"), "t/../s/f.parquet would be part of s, the stored set"),
         (
             ("--train-features", "f.parquet", "--group", "weeks"),
             "no column 'weeks' (did you mean 'week'?), which group",
