@@ -11,12 +11,18 @@ import pandas as pd
 from embedkit.errors import InputError
 from embedkit.models import MODELS, macro_auc, make_model
 
-ENCODINGS = ("ordinal", "onehot", "target", "native", "embedkit")
+ENCODINGS = ("ordinal", "onehot", "target", "native", "embedkit", "embedkit+native")
+# Those that need embeddings, and those that only LightGBM can take.
+OURS = ("embedkit", "embedkit+native")
+LIGHTGBM_ONLY = ("native", "embedkit+native")
 METRICS = {"regression": "R2", "binary": "AUC", "multiclass": "macro AUC"}
 # Where one-hot encoding makes more columns, or more cells of the training rows, the models take longer on it
 # than on all other encodings together: it is left out.
 MAX_ONEHOT_COLUMNS = 1_000
 MAX_ONEHOT_CELLS = 25_000_000
+# Beside vectors LightGBM gets categories as such from columns of at most so many, its bins of a number: of
+# more it makes subsets that fit their noise, and that the vectors had been rid of.
+MAX_CATEGORIES_BESIDE = 255
 COLUMNS = [
     "encoding",
     "model",
@@ -103,8 +109,9 @@ def compare(
         Fitted here, and also scored itself, as model "network".
     vectors : array of shape (n_rows, n_columns), optional
         What ``encoder.fit_transform`` has returned for the training rows; with it, nothing is fitted again.
-    encodings : sequence of {"ordinal", "onehot", "target", "native", "embedkit"}
-        "native" is LightGBM's own treatment of categories, for that model only; "onehot" is left out where it
+    encodings : sequence of {"ordinal", "onehot", "target", "native", "embedkit", "embedkit+native"}
+        "native" is LightGBM's own treatment of categories, for that model only, and so is "embedkit+native":
+        beside the vectors the categories of all columns that have at most 255; "onehot" is left out where it
         would make more than 1,000 columns or 25 million cells.
     models : sequence of {"knn", "forest", "lightgbm"}
     max_rows : int, optional
@@ -131,14 +138,19 @@ def compare(
     encoded = {"embedkit": ours}
     for encoding, model_name in progress(pairs(feasible(problem, encodings), models)):
         if encoding not in encoded:  # one at a time, ours apart
-            encoded = {"embedkit": ours, encoding: encode(problem, encoding, random_state)}
+            found = (
+                _beside_native(ours, problem)
+                if encoding == "embedkit+native"
+                else encode(problem, encoding, random_state)
+            )
+            encoded = {"embedkit": ours, encoding: found}
         start = time.perf_counter()
         # The vectors' distances mean something as they are; the rivals' columns have to be brought to one
         # scale.
         model = make_model(
             model_name,
             problem.kind,
-            scale=encoding != "embedkit",
+            scale=encoding not in OURS,
             random_state=random_state,
             n_jobs=n_jobs,
         )
@@ -159,7 +171,7 @@ def feasible(problem: Problem, encodings: Sequence[str]) -> list[str]:
 
 def pairs(encodings: Sequence[str], models: Sequence[str]) -> list[tuple[str, str]]:
     """Every encoding with every model that can take it."""
-    return [(e, m) for e in encodings for m in models if e != "native" or m == "lightgbm"]
+    return [(e, m) for e in encodings for m in models if e not in LIGHTGBM_ONLY or m == "lightgbm"]
 
 
 def encode_with(encoder: Any, problem: Problem, vectors: np.ndarray | None = None) -> Encoded:
@@ -247,6 +259,18 @@ def _native(problem: Problem) -> Encoded:
             codes = known.get_indexer(frame[name])
             frame[name] = pd.Categorical.from_codes(codes, range(len(known)))
     return Encoded(train, test, time.perf_counter() - start, 0.0)
+
+
+def _beside_native(ours: Encoded, problem: Problem) -> Encoded:
+    """The vectors, and beside them categories as LightGBM splits them by itself, of columns that have few."""
+    native = _native(problem)
+    categories = native.train.select_dtypes("category")
+    few = [name for name in categories if len(categories[name].cat.categories) <= MAX_CATEGORIES_BESIDE]
+    train, test = (
+        pd.DataFrame(vectors).add_prefix("v").join(columns[few].reset_index(drop=True))
+        for vectors, columns in ((ours.train, native.train), (ours.test, native.test))
+    )
+    return Encoded(train, test, ours.fit_seconds + native.fit_seconds, ours.transform_seconds)
 
 
 def _as_text(frame: pd.DataFrame, categorical: Sequence[str], numbers: Collection[str]) -> pd.DataFrame:

@@ -108,6 +108,7 @@ def run(
         problem,
         network,
         vectors,
+        encodings=list(ENCODINGS),
         max_rows=rows,
         random_state=seed,
         n_jobs=-1,

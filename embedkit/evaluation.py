@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from sklearn import config_context
 
-from embedkit.comparison import ENCODINGS, Problem, compare, feasible, pairs
+from embedkit.comparison import ENCODINGS, OURS, Problem, compare, feasible, pairs
 from embedkit.errors import InputError, did_you_mean, require
 from embedkit.folds import check_groups
 from embedkit.frames import is_array, numeric_block, to_table
@@ -107,7 +107,7 @@ def evaluate(
     whole, keys = _take(whole, rows, rows), {name: values[rows] for name, values in keys.items()}
     folds = _split(whole, n_folds, random_state, **keys)
     encodings = feasible(whole, encodings)  # the same in every fold
-    if all(encoding == "embedkit" for encoding, _ in pairs(encodings, models)):
+    if all(encoding in OURS for encoding, _ in pairs(encodings, models)):
         raise InputError(
             f"there is nothing to compare embeddings with under {', '.join(models)}: one-hot is left out of "
             "wide tables and native categories are for LightGBM only; add another encoding, such as 'target'"

@@ -6,6 +6,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from embedkit.comparison import OURS
+
 # A difference is taken for real from this probability on.
 SURE = 0.95
 ENCODING_NAMES = {
@@ -14,6 +16,7 @@ ENCODING_NAMES = {
     "target": "target encoding",
     "native": "native categories",
     "embedkit": "embeddings",
+    "embedkit+native": "embeddings and native categories",
 }
 MODEL_NAMES = {
     "knn": "KNN",
@@ -124,7 +127,7 @@ class Evaluation:
     def verdicts(self) -> list[Verdict]:
         """Per model, embeddings against the best other encoding; then the best of all of either."""
         found = []
-        ours = self.summary["encoding"] == "embedkit"
+        ours = self.summary["encoding"].isin(OURS)
         for model in self.summary.loc[~ours, "model"].unique():
             under = self.summary["model"] == model
             found.append(

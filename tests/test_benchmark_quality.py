@@ -95,6 +95,16 @@ def test_a_random_split_is_three_quarters_and_always_the_same(folder: Path, task
         benchmark.load({**tasks["size"], "split": "alphabetic"}, folder)
 
 
+def test_categories_beside_vectors_are_no_rival() -> None:
+    scores = made_up(0.9, 0.8, 0.01)
+    beside = scores[(scores["encoding"] == "embedkit") & (scores["model"] == "lightgbm")]
+    beside = beside.assign(encoding="embedkit+native", score=beside["score"] + 0.05)
+    outcomes = dict(benchmark.count_wins(benchmark.summarise(pd.concat([scores, beside]))))
+    assert outcomes["LightGBM: embedkit against the best other encoding"] == {"a": "win"}
+    title = "LightGBM: embedkit and native categories against the best other encoding"
+    assert outcomes[title] == {"a": "win"}
+
+
 def made_up(score: float, rival: float, spread: float) -> pd.DataFrame:
     seeds = [
         ("a", "R2", encoding, model, value + shift, seed, 3, 1.0, 0.5, 2.0)
@@ -132,7 +142,8 @@ def test_the_script_runs_a_task_and_makes_the_tables(folder: Path, tmp_path: Pat
     table = pd.read_parquet(tmp_path / "quality.parquet")
     expected = {(e, m) for e in ("ordinal", "onehot", "target", "embedkit") for m in MODELS}
     found = set(zip(table["encoding"], table["model"], strict=True)) - {("catboost", "catboost")}
-    assert found == {*expected, ("native", "lightgbm"), ("embedkit", "network")}
+    boosted = {("native", "lightgbm"), ("embedkit+native", "lightgbm")}
+    assert found == {*expected, *boosted, ("embedkit", "network")}
     assert np.isfinite(table["score"]).all()
     assert (tmp_path / "quality.md").read_text() in done.stdout
     wrong = subprocess.run([*map(str, command), "--task", "x"], capture_output=True, text=True, check=False)

@@ -12,14 +12,16 @@ import pytest
 import sklearn
 from click.testing import CliRunner
 from scipy import stats
+from sklearn.compose import make_column_transformer
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
 
 import embedkit
 from embedkit import EntityEmbeddingRegressor, InputError, comparison, evaluation
 from embedkit.cli import main
 from embedkit.comparison import Problem, compare
-from embedkit.models import macro_auc
+from embedkit.models import macro_auc, make_model
 from embedkit.verdict import Evaluation, paired_difference
 
 FAST = {"hidden_layer_sizes": (16,), "max_epochs": 5, "max_lr": 0.01}
@@ -56,10 +58,35 @@ def test_every_pair_is_scored_once(scores: pd.DataFrame) -> None:
     pairs = list(zip(scores["encoding"], scores["model"], strict=True))
     assert len(set(pairs)) == len(pairs)
     both = [(e, m) for e in ("ordinal", "onehot", "target", "embedkit") for m in ("knn", "lightgbm")]
-    assert set(pairs) == {*both, ("native", "lightgbm"), ("embedkit", "network")}
+    boosted = [("native", "lightgbm"), ("embedkit+native", "lightgbm")]
+    assert set(pairs) == {*both, *boosted, ("embedkit", "network")}
     assert list(scores.columns) == comparison.COLUMNS
     widths = scores.groupby("encoding")["n_columns"].first()
     assert widths[["ordinal", "onehot", "target", "native"]].tolist() == [3, 40 + 12 + 1, 3, 3]
+    assert widths["embedkit+native"] == widths["embedkit"] + 2
+
+
+def test_vectors_and_categories_side_by_side_in_a_pipeline(scores: pd.DataFrame, problem: Problem) -> None:
+    dtypes = {"shop": pd.CategoricalDtype(range(40)), "hour": pd.CategoricalDtype(range(12))}
+    X_train, X_test = (frame.astype(dtypes) for frame in (problem.X_train, problem.X_test))
+    encoder = EntityEmbeddingRegressor(["shop", "hour"], random_state=0, **FAST)
+    columns = make_column_transformer((encoder, ["shop", "hour", "noise"]), ("passthrough", ["shop", "hour"]))
+    boosting = make_model("lightgbm", "regression", n_jobs=1)
+    model = make_pipeline(columns.set_output(transform="pandas"), boosting).fit(X_train, problem.y_train)
+    expected = r2_score(problem.y_test, model.predict(X_test))
+    assert score(scores, "embedkit+native", "lightgbm") == pytest.approx(expected)
+    assert boosting.booster_.trees_to_dataframe()["decision_type"].isin(["=="]).any()
+
+
+def test_columns_of_many_categories_stand_beside_no_vectors(problem: Problem, monkeypatch) -> None:
+    monkeypatch.setattr(comparison, "MAX_CATEGORIES_BESIDE", 12)
+    encoder = EntityEmbeddingRegressor(["shop", "hour"], random_state=0, **FAST)
+    encodings = ["embedkit", "embedkit+native"]
+    index = np.zeros(len(problem.X_train), dtype=int)  # labels of rows may repeat
+    again = replace(problem, X_train=problem.X_train.set_index(index))
+    found = compare(again, encoder, encodings=encodings, models=["lightgbm"], n_jobs=1)
+    widths = found.groupby("encoding")["n_columns"].first()
+    assert widths["embedkit+native"] == widths["embedkit"] + 1
 
 
 def test_scores_by_hand(scores: pd.DataFrame, problem: Problem) -> None:
@@ -182,6 +209,16 @@ def made_up(**scores_by_fold: list[float]) -> Evaluation:
         ),
         (
             {
+                "lightgbm_embedkit": [0.6, 0.61, 0.6],
+                "lightgbm_embedkit+native": [0.8, 0.81, 0.8],
+                "lightgbm_native": [0.7, 0.71, 0.69],
+                "network_embedkit": [0.5, 0.5, 0.5],
+            },
+            ["better", "better"],
+            "Use embeddings here: LightGBM on embeddings and native categories is best of all.",
+        ),
+        (
+            {
                 "knn_embedkit": [0.8, 0.81, 0.8],
                 "knn_target": [0.7, 0.71, 0.69],
                 "lightgbm_embedkit": [0.7, 0.7, 0.7],
@@ -198,7 +235,7 @@ def test_verdicts_and_advice(scores: dict, outcomes: list[str], advice: str) -> 
     assert [verdict.outcome for verdict in found.verdicts] == outcomes
     assert found.advice == advice
     assert str(found).endswith(advice)
-    assert "KNN: " in str(found)
+    assert str(found.verdicts[0]) in str(found)
 
 
 def test_summary_pairs_the_folds() -> None:
@@ -307,6 +344,7 @@ def test_groups_reach_the_encoders(problem: Problem, monkeypatch: pytest.MonkeyP
             {"encodings": ["native", "embedkit"], "models": ["knn"]},
             "nothing to compare embeddings with under",
         ),
+        ({"encodings": ["embedkit", "embedkit+native"]}, "nothing to compare embeddings with under"),
         ({"time": np.arange(60) // 15}, "cannot be split into 5 folds of different times"),
         ({"time": np.minimum(np.arange(60), 2), "n_folds": 2}, "too many have the same: ask for fewer folds"),
     ],
