@@ -12,6 +12,7 @@ from embedkit import console
 from embedkit.cli_options import (
     NAMES,
     SAVING,
+    checkpoint_of,
     fitting_options,
     learning_options,
     read_rows,
@@ -60,7 +61,7 @@ def fit(data: str, out: str, task: str, quiet: bool, train_features: str | None,
 
     places.check_output(out, data)
     if train_features is not None:
-        places.check_file(train_features, data, out)
+        places.check_file(train_features, data, out, checkpoint_of(out, options["checkpoint"]))
     rows = read_rows(data, options, train_features)
     saved = {name: options.pop(name) for name in SAVING}
     began = time.perf_counter()
@@ -74,7 +75,7 @@ def fit(data: str, out: str, task: str, quiet: bool, train_features: str | None,
         click.echo(f"Stored in {out} as {version}.")
         if train_features is not None:
             click.echo(f"Rows for models to learn from: {train_features} ({estimator.cross_fit_['reason']}).")
-        click.echo(console.next_steps(out, estimator.embeddings_, data))
+        click.echo(console.next_steps(out, estimator.embeddings_))
 
 
 @main.command()
@@ -184,7 +185,7 @@ def evaluate(data: str, task: str, out: str | None, quiet: bool, **options: Any)
     from embedkit.serving.output import write_frame
 
     if out:
-        places.check_writable(out)
+        places.check_file(out, data)
     keys = [options[name] for name in ("groups", "time") if options[name]]
     options["columns"] = tuple(dict.fromkeys((*options["columns"], *keys))) if options["columns"] else ()
     rows = read_rows(data, options)

@@ -219,6 +219,8 @@ def read_rows(data: str, options: dict[str, Any], train_features: str | None = N
     if train_features is None:
         return replace(rows, table=None)  # columns that nobody needs take memory
     if rows.table is None:
+        if not os.path.exists(data):
+            raise click.UsageError("--train-features needs a local file or directory as DATA")
         raise click.UsageError("--train-features takes rows in memory: add --no-stream")
     return rows
 
@@ -244,8 +246,8 @@ def saving(
     """
     from embedkit.learning.checkpoint import FILE, remove
 
+    checkpoint = checkpoint_of(out, checkpoint)
     if "://" not in out:
-        checkpoint = checkpoint or f"{os.path.normpath(out)}.checkpoint"
         cache_dir = cache_dir or str(next(part for part in Path(out).absolute().parents if part.is_dir()))
     if checkpoint is None:
         if resume:
@@ -262,6 +264,13 @@ def saving(
                 click.echo(f"\nThe training so far is in {checkpoint}: --resume goes on with it.", err=True)
             raise
         remove(checkpoint)
+
+
+def checkpoint_of(out: str, checkpoint: str | None) -> str | None:
+    """Where the training so far is kept; None where OUT is a URI and no place is named."""
+    if checkpoint is None and "://" not in out:
+        return f"{os.path.normpath(out)}.checkpoint"
+    return checkpoint
 
 
 @contextmanager

@@ -167,16 +167,16 @@ def set_summary(embedding_set: "EmbeddingSet") -> str:
     return "\n".join(lines)
 
 
-def next_steps(root: str, embedding_set: "EmbeddingSet", data: str) -> str:
-    """What to type next."""
+def next_steps(root: str, embedding_set: "EmbeddingSet") -> str:
+    """What to type next. Rows that were learned from are for `--train-features`, not for `transform`."""
     feature = max(
         embedding_set, key=lambda name: (embedding_set[name].vectors.any(), len(embedding_set[name].counts))
     )
-    root, feature, data = map(shlex.quote, (root, feature, data))
+    root, feature = map(shlex.quote, (root, feature))
     return (
         "Next:\n"
         f"  embedkit inspect {root} {feature}\n"
-        f"  embedkit transform {root} {data} features\n"
+        f"  embedkit transform {root} NEW_ROWS.parquet features\n"
         f"  embedkit export {root} --format csv --out tables"
     )
 

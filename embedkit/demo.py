@@ -97,7 +97,7 @@ def run(
     network = EntityEmbeddingClassifier(CATEGORICAL, random_state=seed, verbose=0 if quiet else 1)
     vectors = network.fit_transform(problem.X_train, problem.y_train)
     _tell(network, time.perf_counter() - start, echo)
-    version = _write(network, out)
+    version, pictures = _write(network, out)
 
     echo(
         f"\nROC AUC on the held-out flights; KNN, Random Forest and LightGBM learn from the same "
@@ -117,8 +117,8 @@ def run(
     echo(as_markdown(scores))
     scores.to_parquet(out / "scores.parquet")
     echo(
-        f"\nwrote flights.embedkit ({version}), lr_finder.png, training.png, map_{MAP_FEATURE}.png and "
-        f"scores.parquet to {out}; {time.perf_counter() - start:.0f} s in all\n"
+        f"\nwrote flights.embedkit ({version}), {', '.join(pictures)} and scores.parquet to {out}; "
+        f"{time.perf_counter() - start:.0f} s in all\n"
         f"next: embedkit inspect {out}/flights.embedkit {MAP_FEATURE} --neighbors LAX"
     )
     return scores
@@ -230,12 +230,16 @@ def _tell(network: "EntityEmbeddingClassifier", seconds: float, echo: Callable[[
     echo(f"numbers for combinations: {pairs or 'none'} ({network.cross_fit_['crosses']})")
 
 
-def _write(network: "EntityEmbeddingClassifier", out: Path) -> str:
-    """The stored set and the pictures; the version's name."""
+def _write(network: "EntityEmbeddingClassifier", out: Path) -> tuple[str, list[str]]:
+    """The stored set and the pictures; the version's name, and theirs."""
     from embedkit.report.plots import plot_embedding_map, plot_history, plot_lr_finder
 
-    if network.lr_finder_ is not None:
+    pictures = ["training.png", f"map_{MAP_FEATURE}.png"]
+    if network.lr_finder_ is None:  # one of an earlier run is not this run's
+        (out / "lr_finder.png").unlink(missing_ok=True)
+    else:
         plot_lr_finder(network.lr_finder_, out / "lr_finder.png")
+        pictures.insert(0, "lr_finder.png")
     plot_history(network.history_, out / "training.png", lrs=network.learning_rates_)
     plot_embedding_map(network.embeddings_[MAP_FEATURE], out / f"map_{MAP_FEATURE}.png")
-    return network.save(out / "flights.embedkit")
+    return network.save(out / "flights.embedkit"), pictures

@@ -51,8 +51,10 @@ def check_output(root: str | os.PathLike, data: str | None = None) -> None:
     check_writable(path)
 
 
-def check_file(path: str | os.PathLike, data: str, out: str) -> None:
-    """Make sure that the file can be written, before the work that leads to it; leaves nothing behind.
+def check_file(
+    path: str | os.PathLike, data: str, out: str | None = None, checkpoint: str | None = None
+) -> None:
+    """Make sure that a file can be written, before the work that leads to it; leaves nothing behind.
 
     Parameters
     ----------
@@ -60,28 +62,52 @@ def check_file(path: str | os.PathLike, data: str, out: str) -> None:
         A file to be made, or to be replaced.
     data : path or URI
         What is learned from.
-    out : path or URI
+    out : path or URI, optional
         Root of the set that is stored, too.
+    checkpoint : path, optional
+        Directory of the training so far, which is removed after it.
 
     Raises
     ------
     InputError
-        If the file is no local one, is the data, would be read with it, or lies in the stored set.
+        If the file has no name or is no local one, is of the data or would be read with it, or has its place
+        in, or around, the stored set or the checkpoint.
     OutputError
         If it cannot be written.
     """
-    from embedkit.serving.sources import finds
+    from embedkit.serving.output import local_path
 
     path = os.fspath(path)
+    if not path:
+        raise InputError("a file to write has no name: give a path")
     if "://" in path:
         raise InputError(f"{path} is not on this machine: give a path, and copy the file from there")
-    real = os.path.realpath(path)
-    if real == os.path.realpath(data) or finds(data, real):
+    real = Path(os.path.realpath(path))
+    if _is_read(str(real), data):
         raise InputError(f"{path} is read, or would be, as {data}: choose another place")
-    root = Path(os.path.realpath(out))
-    if "://" not in out and root in (Path(real), *Path(real).parents):
-        raise InputError(f"{path} would be part of {out}, the stored set: choose another place")
+    for place, what in ((out, "the stored set"), (checkpoint, "the training so far")):
+        local = None if place is None else local_path(place)
+        if local is None:
+            continue
+        root = Path(os.path.realpath(local))
+        if root in (real, *real.parents):
+            raise InputError(f"{path} would be part of {place}, {what}: choose another place")
+        if real in root.parents:
+            raise InputError(f"{path} has to be the folder of {place}, {what}: choose another place")
     check_writable(path)
+
+
+def _is_read(real: str, data: str) -> bool:
+    """Whether a path without links is one of the files of the data, or would be found with them."""
+    from embedkit.serving.output import local_path
+    from embedkit.serving.sources import finds, open_source
+
+    local = local_path(data)
+    if local is None:
+        return False
+    if real == os.path.realpath(local) or finds(local, real):
+        return True
+    return os.path.isdir(local) and real in {os.path.realpath(file.path) for file in open_source(local).files}
 
 
 def check_writable(path: str | os.PathLike) -> None:

@@ -390,6 +390,11 @@ def test_the_command_prints_the_verdict_and_writes_the_scores(tmp_path: Path) ->
     assert pq.read_table(tmp_path / "o.parquet").to_pandas()["fold"].nunique() == 2
     done = CliRunner().invoke(main, [str(a) for a in [*arguments, "--weight", "noise"]])
     assert done.exit_code == 2
+    before = (tmp_path / "rows.parquet").read_bytes()
+    done = CliRunner().invoke(main, [str(a) for a in [*arguments, "--out", tmp_path / "rows.parquet"]])
+    assert done.exit_code == 1
+    assert "is read, or would be, as" in done.stderr
+    assert (tmp_path / "rows.parquet").read_bytes() == before
 
 
 @pytest.mark.parametrize("missing", [False, True])

@@ -97,6 +97,13 @@ def test_groups_are_encoded_without_all_of_their_rows(data: Path, tmp_path: Path
         (("--train-features", "rows.parquet"), "rows.parquet is read, or would be, as rows.parquet"),
         (("--train-features", "s"), "s would be part of s, the stored set"),
         (("--train-features", "t/../s/f.parquet"), "t/../s/f.parquet would be part of s, the stored set"),
+        (("--train-features", ""), "a file to write has no name"),
+        (("--out", "a/b", "--train-features", "a"), "a has to be the folder of a/b, the stored set"),
+        (
+            ("--train-features", "s.checkpoint/f"),
+            "would be part of s.checkpoint, the training",
+        ),
+        (("--checkpoint", "c", "--train-features", "c"), "c would be part of c, the training so far"),
         (
             ("--train-features", "f.parquet", "--group", "weeks"),
             "no column 'weeks' (did you mean 'week'?), which group",
@@ -113,6 +120,49 @@ def test_what_cannot_be_written_is_said_before_the_training(
     assert said in result.stderr
     assert os.listdir() == ["rows.parquet"]
     assert Path("rows.parquet").read_bytes() == data.read_bytes()
+
+
+def test_a_set_given_as_a_uri_is_kept_apart_too(data: Path, tmp_path: Path) -> None:
+    place = tmp_path / "s" / "f.parquet"
+    result = fit(data, "--out", (tmp_path / "s").as_uri(), "--train-features", place, code=1)
+    assert "would be part of file://" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_the_data_links_to_is_not_replaced(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "part.parquet").symlink_to(tmp_path / "real.parquet")
+    (tmp_path / "real.parquet").write_bytes(data.read_bytes())
+    place = tmp_path / "real.parquet"
+    result = fit(tmp_path / "rows", "--out", tmp_path / "s", "--train-features", place, code=1)
+    assert "is read, or would be, as" in result.stderr
+    assert place.read_bytes() == data.read_bytes()
+
+
+def test_rows_in_memory_are_local_ones(data: Path, tmp_path: Path) -> None:
+    pattern = data.parent / "*.parquet"
+    result = fit(pattern, "--out", tmp_path / "s", "--train-features", tmp_path / "f.parquet", code=2)
+    assert "--train-features needs a local file or directory as DATA" in result.stderr
+
+
+def test_categories_are_written_as_transform_writes_them(data: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(data).drop(columns=["id", "week"]).astype({"clerk": "category"})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    place = tmp_path / "f.parquet"
+    fit(tmp_path / "rows.parquet", "--out", tmp_path / "s", "--train-features", place)
+    transform_dataset(tmp_path / "s", tmp_path / "rows.parquet", tmp_path / "out")
+    written, transformed = pq.read_table(place), pq.read_table(tmp_path / "out")
+    assert written.schema.remove_metadata() == transformed.schema.remove_metadata()
+    assert written["clerk"].to_pylist() == rows["clerk"].tolist()
+
+
+def test_a_file_that_cannot_get_its_name_leaves_nothing(data: Path, tmp_path: Path) -> None:
+    estimator, X = learned_without(data, "id", "week")
+    vectors = estimator.fit_transform(X, pd.read_parquet(data)["sales"])
+    (tmp_path / "f.parquet").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write to .*f\.parquet: Is a directory"):
+        write_training_rows(tmp_path / "f.parquet", pq.read_table(data), estimator.embeddings_, vectors)
+    assert os.listdir(tmp_path) == ["f.parquet"]
 
 
 def test_two_columns_of_one_name(data: Path, tmp_path: Path) -> None:

@@ -102,7 +102,11 @@ class PartFile:
         self._writer = None  # it holds this file, and a cycle would keep its buffers until some collection
         os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._temporary, self._path)
+        try:
+            os.replace(self._temporary, self._path)
+        except OSError:
+            self._temporary.unlink(missing_ok=True)
+            raise
         sync(self._path.parent)
         digest = self._digest.hexdigest()
         return {"path": self._name, "size": self._size, "sha256": digest, "rows": self._rows}

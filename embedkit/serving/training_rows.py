@@ -38,6 +38,10 @@ def write_training_rows(
     path = Path(path)
     scaled = {column.feature for column in embedding_set.numerics}
     rows = rows.select([name for name in rows.column_names if name not in scaled])
+    plain = [  # as `transform_dataset` writes categories
+        pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in rows.schema
+    ]
+    rows = rows.cast(pa.schema(plain, rows.schema.metadata))
     schema = output_schema(embedding_set, rows.schema, "wide")
     if twice := repeated(schema.names):
         raise InputError(f"{path} would have two columns of the name(s) {twice}: rename those of the data")
