@@ -16,7 +16,7 @@ ENCODING_NAMES = {
     "target": "target encoding",
     "native": "native categories",
     "embedkit": "embeddings",
-    "embedkit+native": "embeddings and native categories",
+    "embedkit+native": "embeddings + native categories",
 }
 MODEL_NAMES = {
     "knn": "KNN",

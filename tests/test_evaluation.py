@@ -215,7 +215,7 @@ def made_up(**scores_by_fold: list[float]) -> Evaluation:
                 "network_embedkit": [0.5, 0.5, 0.5],
             },
             ["better", "better"],
-            "Use embeddings here: LightGBM on embeddings and native categories is best of all.",
+            "Use embeddings here: LightGBM on embeddings + native categories is best of all.",
         ),
         (
             {
