@@ -181,6 +181,9 @@ def read_table(path: str | os.PathLike, types: Mapping[str, pa.DataType] | None 
     check_unique(path, table.column_names)
     if table.num_rows == 0:
         raise InputError(f"{path} has 0 rows: give a file with at least 1 row below its column names")
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):  # Arrow cannot filter views
+            table = table.set_column(i, field.name, table[field.name].cast(pa.string()))
     return table
 
 

@@ -136,14 +136,17 @@ def check_groups(groups: Any, n_rows: int) -> np.ndarray:
     Raises
     ------
     InputError
-        If there is not one for each row.
+        If there is not one for each row, or they are lists or the like.
     """
     import pandas as pd
 
     groups = np.asarray(groups)
     if groups.shape != (n_rows,):
         raise InputError(f"groups must have one entry for each of {n_rows} rows, got {groups.shape=}")
-    numbers, _ = pd.factorize(groups, sort=True)
+    try:
+        numbers, _ = pd.factorize(groups, sort=True)
+    except TypeError as error:
+        raise InputError(f"groups holds what cannot be compared ({error}): give numbers or text") from error
     if (numbers < 0).any():
         raise InputError(f"groups is missing in {(numbers < 0).sum()} row(s): give these rows a group too")
     return numbers if groups.dtype == object else groups

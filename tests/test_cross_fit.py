@@ -521,6 +521,9 @@ def test_groups_of_any_type(sales):
     np.testing.assert_array_equal(numbers, objects)
     with pytest.raises(InputError, match=r"groups is missing in 500 row\(s\)"):
         EntityEmbeddingEncoder(**FAST).fit_transform(X, y, groups=np.where(town == 1, None, mixed))
+    lists = np.fromiter(([name] for name in town), dtype=object)
+    with pytest.raises(InputError, match="groups holds what cannot be compared"):
+        EntityEmbeddingEncoder(**FAST).fit_transform(X, y, groups=lists)
 
 
 def test_quick_trees_are_about_as_many_whatever_the_number_of_classes(monkeypatch):

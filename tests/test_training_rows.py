@@ -156,6 +156,18 @@ def test_categories_are_written_as_transform_writes_them(data: Path, tmp_path: P
     assert written["clerk"].to_pylist() == rows["clerk"].tolist()
 
 
+def test_views_of_text_are_text(data: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(data).drop_columns(["id", "week"])
+    views = rows.set_column(0, "clerk", rows["clerk"].cast(pa.string_view()))
+    pq.write_table(views, tmp_path / "views.parquet")
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    for name in ("rows", "views"):
+        place = tmp_path / f"{name}.features.parquet"
+        fit(tmp_path / f"{name}.parquet", "--out", tmp_path / name, "--train-features", place)
+    found = [pq.read_table(tmp_path / f"{name}.features.parquet") for name in ("rows", "views")]
+    assert found[0].to_pydict() == found[1].to_pydict()
+
+
 def test_a_file_that_cannot_get_its_name_leaves_nothing(data: Path, tmp_path: Path) -> None:
     estimator, X = learned_without(data, "id", "week")
     vectors = estimator.fit_transform(X, pd.read_parquet(data)["sales"])
